@@ -1,0 +1,73 @@
+"""`smoothtune list`, `show` and `schema`: what there is. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Optional
+
+import typer
+
+from smoothtune.cli.options import Experiment, Json, Set
+
+
+def list_things(
+    what: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Argument(metavar="[WHAT]", help="experiments, encoders, tasks, trunks, outputs, schedules, weightings."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List packaged experiments and every kind that an experiment can name.
+
+    \b
+    Examples:
+      smoothtune list
+      smoothtune list trunks
+    """
+    from smoothtune.config.catalogue import catalogue
+    from smoothtune.config.problems import near
+    from smoothtune.errors import UsageError
+
+    found = catalogue()
+    if what is not None and what not in found:
+        raise UsageError(f"list: got {what!r}, expected one of {', '.join(found)}.{near(what, found)}")
+    chosen = found if what is None else {what: found[what]}
+    if as_json:
+        typer.echo(json.dumps(chosen, indent=2))
+        return
+    for title, entries in chosen.items():
+        typer.echo(f"{title}:")
+        width = max(len(name) for name in entries)
+        for name, meaning in entries.items():
+            typer.echo(f"  {name:<{width}}  {meaning}")
+
+
+def show(experiment: Experiment, override: Set = None, resolved: Annotated[
+    bool, typer.Option("--resolved", help="Write out every default too.")
+] = False) -> None:
+    """Print an experiment as TOML: the file itself, or (with --set or --resolved) every value it stands for.
+
+    \b
+    Examples:
+      smoothtune show quick > my.toml
+      smoothtune show quick --resolved
+    """
+    from smoothtune.config.loading import find, load, to_toml
+
+    loaded = load(experiment, overrides=override or ())
+    if override or resolved:
+        typer.echo(to_toml(loaded.experiment), nl=False)
+    else:
+        typer.echo(find(experiment).read_text(encoding="utf-8"), nl=False)
+
+
+def schema() -> None:
+    """Print the JSON Schema of an experiment, for editors that check TOML.
+
+    \b
+    Example:
+      smoothtune schema > experiment.schema.json
+    """
+    from smoothtune.config.experiment import Experiment as Root
+
+    typer.echo(json.dumps(Root.model_json_schema(), indent=2))

@@ -1,0 +1,62 @@
+"""The program: commands in one place, errors caught once. Imports no torch until a command needs it."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from smoothtune import __version__
+from smoothtune.cli.check import check
+from smoothtune.cli.evaluate import evaluate
+from smoothtune.cli.listing import list_things, schema, show
+from smoothtune.cli.predict import predict
+from smoothtune.cli.train import train
+from smoothtune.errors import SmoothtuneError
+
+app = typer.Typer(
+    name="smoothtune",
+    help="Fine-tune one small text model on several labelled tasks at once, from plain files.",
+    epilog="Begin with: smoothtune train demo",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(train)
+app.command()(evaluate)
+app.command()(predict)
+app.command()(check)
+app.command("list")(list_things)
+app.command()(show)
+app.command()(schema)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"smoothtune {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the program: exit 2 for usage and configuration, 1 for failure, 130 after Ctrl-C."""
+    try:
+        app()
+    except SmoothtuneError as error:
+        print(f"smoothtune: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("smoothtune: interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)

@@ -1,0 +1,20 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+Experiment = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="A TOML file or a packaged name (smoothtune list).")]
+DataDir = Annotated[
+    Optional[Path],  # noqa: UP045 - typer evaluates it
+    typer.Option("--data-dir", envvar="SMOOTHTUNE_DATA", help="Folder of the data paths; default: the TOML's folder."),
+]
+Set = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option("--set", metavar="PATH=VALUE", help="Override a value, e.g. stages.0.stop.max_epochs=2. Repeatable."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]

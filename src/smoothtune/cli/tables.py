@@ -1,0 +1,59 @@
+"""Tables of results for the terminal. Knows nothing of where the numbers come from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+
+def out() -> Console:
+    """The console of results; wide enough not to cut when it is not a terminal."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=160)
+
+
+def err() -> Console:
+    """The console of everything that is not a result."""
+    return Console(stderr=True, highlight=False)
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None) -> Table:
+    """A table; columns whose cells are numbers are set to the right."""
+    made = Table(*[], box=SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
+    for number, header in enumerate(headers):
+        numeric = all(_numeric(row[number]) for row in rows) and bool(rows)
+        made.add_column(header, justify="right" if numeric else "left", no_wrap=number == 0)
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def _numeric(text: str) -> bool:
+    return not text or text[:1] in "0123456789+-." or text == "nan"
+
+
+def number(value: float | None) -> str:
+    """A metric with three decimals."""
+    return "nan" if value is None or math.isnan(value) else f"{value:.3f}"
+
+
+def interval(found: dict[str, Any]) -> str:
+    """A 95 % interval."""
+    return f"{number(found['low'])} to {number(found['high'])}"
+
+
+def score_rows(evaluation: dict[str, Any]) -> list[list[str]]:
+    """Rows task, metric, value, interval, rows, of an evaluation as JSON."""
+    rows = [
+        [task, metric, number(found["value"]), interval(found), f"{found['n']:,}"]
+        for task, metrics in evaluation["tasks"].items()
+        for metric, found in metrics.items()
+    ]
+    rows.append(["all", "score", number(evaluation["score"]["value"]), interval(evaluation["score"]), ""])
+    mean = evaluation["plain_mean"]
+    return [*rows, ["all", "plain mean", number(mean["value"]), interval(mean), ""]]

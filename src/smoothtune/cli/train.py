@@ -1,0 +1,128 @@
+"""`smoothtune train`: live progress on stderr, the table of results on stdout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from smoothtune.cli.options import DataDir, Experiment, Set
+
+if TYPE_CHECKING:
+    from smoothtune.workflow.train import Event
+
+
+def train(
+    experiment: Experiment,
+    data_dir: DataDir = None,
+    run_dir: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--run-dir", help="Folder to create for the run; default: runs/NAME-DATE."),
+    ] = None,
+    override: Set = None,
+    seed: Annotated[Optional[int], typer.Option("--seed", min=0, help="Seed; default: the experiment's.")] = None,  # noqa: UP045
+) -> None:
+    """Train an experiment and leave a run folder with its model.
+
+    \b
+    Examples:
+      smoothtune train demo
+      smoothtune train quick --data-dir data --run-dir runs/first
+      smoothtune train my.toml --seed 2 --set stages.0.batch_size=16
+    """
+    from smoothtune.cli.tables import out, score_rows, table
+    from smoothtune.workflow.train import train as run_training
+
+    run = run_training(
+        experiment, data_dir=data_dir, run_dir=run_dir, overrides=override or (), seed=seed, listen=Watcher()
+    )
+    if run.interrupted:
+        typer.echo(f"interrupted; the model as it was at its best is in {run.folder / 'model'}", err=True)
+        raise typer.Exit(130)
+    assert run.evaluation is not None
+    headers = ["task", "metric", "dev", "95 % interval", "rows"]
+    out().print(table(headers, score_rows(run.evaluation)))
+    out().print(f"model: {run.folder / 'model'}")
+
+
+class Watcher:
+    """Shows a run on stderr: findings, then a bar and losses while training, a line per epoch."""
+
+    def __init__(self) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        from smoothtune.cli.tables import err
+
+        self._console = err()
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed}/{task.total} steps"),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[losses]}"),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+        self._bar: Any = None
+        self._losses: dict[str, float] = {}
+
+    def __call__(self, event: Event) -> None:
+        """Take one event."""
+        from smoothtune.training.loop import StepReport
+        from smoothtune.training.stage import StageBegin, StageEnd, StageEpoch
+        from smoothtune.workflow.train import RunBegin
+
+        if isinstance(event, RunBegin):
+            from smoothtune.cli.check import print_warnings
+
+            self._console.print(f"run folder: {event.folder}", soft_wrap=True)
+            print_warnings(event.check, self._console)
+        elif isinstance(event, StageBegin):
+            self._begin(event)
+        elif isinstance(event, StepReport):
+            self._step(event)
+        elif isinstance(event, StageEpoch):
+            self._epoch(event)
+        elif isinstance(event, StageEnd):
+            self._progress.stop()
+            if self._bar is not None:
+                self._progress.remove_task(self._bar)
+                self._bar = None
+            self._console.print(f"stage {event.stage} ended: {event.reason}; best {event.metric} {event.best:.4f}")
+
+    def _begin(self, event: Any) -> None:
+        share = event.trained / event.parameters
+        tasks = ", ".join(event.tasks)
+        self._console.print(
+            f"stage {event.stage}: {tasks}; {event.steps:,} steps in {event.dtype}; "
+            f"trains {event.trained:,} of {event.parameters:,} parameters ({share:.1%})"
+        )
+        self._losses = {}
+        self._progress.start()
+        self._bar = self._progress.add_task(event.stage, total=event.steps, losses="")
+
+    def _step(self, event: Any) -> None:
+        for task, parts in event.losses.items():
+            before = self._losses.get(task, parts["unweighted"])
+            self._losses[task] = 0.95 * before + 0.05 * parts["unweighted"]
+        losses = "  ".join(f"{task} {loss:.3f}" for task, loss in self._losses.items())
+        self._progress.update(self._bar, completed=event.step, losses=losses)
+
+    def _epoch(self, event: Any) -> None:
+        report, scores = event.report, event.report.dev
+        losses = "  ".join(f"{task} {parts['unweighted']:.3f}" for task, parts in report.losses.items())
+        dev = "  ".join(f"{task} {value:.3f}" for task, value in scores.main.items())
+        mark = " (best)" if event.best else ""
+        self._console.print(
+            f"epoch {report.epoch + 1}, {report.train_seconds:.0f} s: loss {losses} | dev {dev} | score {scores.score:.4f}{mark}"
+        )
+        for task, seen in report.coverage.items():
+            if seen.repeated or seen.unseen:
+                rows = f"{seen.once:,} rows seen once, {seen.repeated:,} repeatedly, {seen.unseen:,} not"
+                self._console.print(f"  {task}: {rows}")
+        if report.skipped:
+            self._console.print(f"  {report.skipped} batches skipped so far: their loss was not finite")
+        for task in event.finished:
+            self._console.print(f"  {task} finished: its best output is kept")

@@ -1,0 +1,1 @@
+"""The typed experiment: options of every kind, TOML, overrides, JSON Schema. Never imports torch."""

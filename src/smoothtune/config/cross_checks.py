@@ -1,0 +1,86 @@
+"""What no single key can know: references between tables, and keys that only make sense together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from smoothtune.config.experiment import Experiment, trunk_name, trunk_options
+from smoothtune.config.problems import near
+from smoothtune.config.stage import Stage
+from smoothtune.errors import Problem
+
+
+def cross_checks(experiment: Experiment) -> list[Problem]:
+    """Every contradiction between tables of the experiment."""
+    problems = [*_trunk_problems(experiment), *_weight_problems(experiment)]
+    names = [stage.name for stage in experiment.stages]
+    for number, stage in enumerate(experiment.stages):
+        path = f"stages.{number}"
+        if names.index(stage.name) != number:
+            problems.append(Problem(f"{path}.name", f"{stage.name!r} is the name of another stage; names must differ"))
+        problems += _stage_problems(experiment, stage, path)
+    return problems
+
+
+def _trunk_problems(experiment: Experiment) -> Iterator[Problem]:
+    used: dict[str, str] = {}
+    for name, task in experiment.tasks.items():
+        where = f"tasks.{name}.trunk"
+        if task.trunk is not None and task.trunk not in experiment.trunks:
+            defined = ", ".join(experiment.trunks) or "none"
+            hint = near(task.trunk, experiment.trunks)
+            yield Problem(where, f"there is no [trunks.{task.trunk}] (defined: {defined}).{hint}")
+            continue
+        wanted = trunk_options(name, task, experiment.trunks).input
+        if (wanted == "single") != (len(task.text) == 1):
+            needs = "one text column" if wanted == "single" else "two text columns"
+            kind = trunk_options(name, task, experiment.trunks).kind  # type: ignore[attr-defined]
+            yield Problem(where, f"a {kind!r} trunk reads {needs}, but tasks.{name}.text names {len(task.text)}")
+        if task.trunk is None and name in experiment.trunks:
+            yield Problem(f"trunks.{name}", f"has the name of task {name!r}, which uses a trunk of its own; set {where}")
+        used[trunk_name(name, task)] = name
+    for name in experiment.trunks:
+        if name not in used and not any(task.trunk == name for task in experiment.tasks.values()):
+            yield Problem(f"trunks.{name}", "no task uses this trunk; remove it or name it in a task")
+
+
+def _weight_problems(experiment: Experiment) -> Iterator[Problem]:
+    if any("fixed" in stage.weighting for stage in experiment.stages):
+        return
+    for name, task in experiment.tasks.items():
+        if task.loss_weight != 1.0:
+            yield Problem(f"tasks.{name}.loss_weight", 'is read only by weighting "fixed", which no stage uses')
+
+
+def _stage_problems(experiment: Experiment, stage: Stage, path: str) -> Iterator[Problem]:
+    tasks = experiment.stage_tasks(stage)
+    unknown = [name for name in tasks if name not in experiment.tasks]
+    for name in unknown:
+        hint = near(name, experiment.tasks)
+        yield Problem(f"{path}.tasks", f"there is no task {name!r} (tasks: {', '.join(experiment.tasks)}).{hint}")
+    if len(set(tasks)) < len(tasks):
+        yield Problem(f"{path}.tasks", f"a task stands twice in {', '.join(tasks)}")
+    if stage.stop.metric not in ("score", "plain_mean", *tasks):
+        known = ", ".join(("score", "plain_mean", *tasks))
+        yield Problem(f"{path}.stop.metric", f"got {stage.stop.metric!r}, expected one of {known}")
+    if stage.stop.per_task and stage.stop.patience is None:
+        yield Problem(f"{path}.stop.per_task", "needs `stop.patience`: without it no task ever finishes")
+    if len(set(stage.weighting)) < len(stage.weighting):
+        yield Problem(f"{path}.weighting", f"a weighting stands twice in {', '.join(stage.weighting)}")
+    if not unknown:
+        yield from _selector_problems(experiment, stage, path)
+
+
+def _selector_problems(experiment: Experiment, stage: Stage, path: str) -> Iterator[Problem]:
+    tasks = experiment.stage_tasks(stage)
+    trunks = {trunk_name(name, experiment.tasks[name]) for name in tasks}
+    known = ["encoder", "encoder.embeddings", "encoder.layers.A-B", "trunks", "outputs"]
+    known += [f"trunks.{name}" for name in sorted(trunks)] + [f"outputs.{name}" for name in tasks]
+    for selector in stage.train:
+        layers = selector.removeprefix("encoder.layers.")
+        first, _, last = layers.partition("-")
+        if layers != selector and first.isdigit() and (last.isdigit() or not last):
+            continue
+        if selector not in known or selector == "encoder.layers.A-B":
+            hint = near(selector, known)
+            yield Problem(f"{path}.train", f"nothing is called {selector!r} here; known: {', '.join(known)}.{hint}")

@@ -1,0 +1,165 @@
+"""Reads an experiment: a TOML file, a packaged name or a table, with overrides, into one checked `Experiment`."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from pydantic import ValidationError
+
+from smoothtune.config.cross_checks import cross_checks
+from smoothtune.config.experiment import Experiment
+from smoothtune.config.problems import near, problems_of
+from smoothtune.errors import ConfigurationError, Problem, UsageError
+
+PACKAGED = Path(__file__).parent / "packaged"
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A checked experiment and the folder its data paths are relative to."""
+
+    experiment: Experiment
+    base: Path
+
+
+def packaged_names() -> tuple[str, ...]:
+    """The names of the experiments that ship with smoothtune."""
+    return tuple(sorted(path.relative_to(PACKAGED).with_suffix("").as_posix() for path in PACKAGED.rglob("*.toml")))
+
+
+def find(source: str) -> Path:
+    """The TOML file of a path or packaged name. Raises `UsageError` when there is none."""
+    if source in packaged_names():
+        return PACKAGED / f"{source}.toml"
+    path = Path(source).expanduser()
+    if path.is_file():
+        return path
+    if path.suffix == ".toml" or path.exists():
+        raise UsageError(f"{source}: there is no such experiment file; check the path or run `smoothtune list experiments`")
+    hint = near(source, packaged_names())
+    raise UsageError(f"{source}: no file and no packaged experiment (packaged: {', '.join(packaged_names())}).{hint}")
+
+
+def load(
+    source: str | Path | Mapping[str, Any] | Experiment,
+    *,
+    overrides: Iterable[str] = (),
+    data_dir: str | Path | None = None,
+    seed: int | None = None,
+) -> Loaded:
+    """The checked experiment of a TOML path, packaged name, table or `Experiment`.
+
+    `overrides` are `path=value` with the value in TOML (bare words are text). Data paths are relative to `data_dir`,
+    else to the TOML file, else to the working folder. Raises `ConfigurationError` with every problem found.
+    """
+    table, headline, base = _read(source)
+    for override in overrides:
+        _override(table, override)
+    if seed is not None:
+        table["seed"] = seed
+    experiment = validated(table, headline)
+    return Loaded(experiment, Path.cwd() if base is None else base) if data_dir is None else Loaded(experiment, _folder(data_dir))
+
+
+def validated(table: Mapping[str, Any], headline: str) -> Experiment:
+    """The experiment of a table. Raises `ConfigurationError` with every problem found."""
+    try:
+        experiment = Experiment.model_validate(dict(table))
+    except ValidationError as error:
+        raise ConfigurationError(headline, problems_of(error, Experiment)) from None
+    problems = cross_checks(experiment)
+    if problems:
+        raise ConfigurationError(headline, problems)
+    return experiment
+
+
+def to_toml(experiment: Experiment) -> str:
+    """The experiment as TOML with every value written out; reading it gives an equal experiment."""
+    table = _without_nones(experiment.model_dump(mode="json"))
+    for stage, options in zip(table["stages"], experiment.stages, strict=True):
+        stage.setdefault("gradient_clip", False)
+        assert options.schedule == stage["schedule"]
+    return tomli_w.dumps(table)
+
+
+def _folder(data_dir: str | Path) -> Path:
+    folder = Path(data_dir).expanduser()
+    if not folder.is_dir():
+        raise UsageError(f"--data-dir {data_dir}: there is no such folder")
+    return folder.resolve()
+
+
+def _read(source: str | Path | Mapping[str, Any] | Experiment) -> tuple[dict[str, Any], str, Path | None]:
+    if isinstance(source, Experiment):
+        return tomllib.loads(to_toml(source)), "the experiment cannot be run:", None
+    if isinstance(source, Mapping):
+        return deepcopy(dict(source)), "the experiment cannot be run:", None
+    path = find(str(source))
+    headline = f"{source}: the experiment cannot be run:"
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(headline, [Problem(str(path), f"is not valid TOML: {error}")]) from None
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
+    packaged = path.is_relative_to(PACKAGED)
+    name = path.relative_to(PACKAGED).with_suffix("").as_posix() if packaged else path.stem
+    table.setdefault("name", "".join(letter if letter.isalnum() or letter in "_./-" else "-" for letter in name))
+    return table, headline, None if packaged else path.resolve().parent
+
+
+def _override(table: dict[str, Any], override: str) -> None:
+    path, separator, text = override.partition("=")
+    keys = path.strip().split(".")
+    if not separator or not all(keys):
+        raise UsageError(f"--set {override}: expected PATH=VALUE, for example stages.0.stop.max_epochs=2")
+    node: Any = table
+    for position, key in enumerate(keys[:-1]):
+        node = _child(node, key, override, ".".join(keys[:position]), keys[position + 1])
+    _assign(node, keys[-1], _value(text), override, ".".join(keys[:-1]))
+
+
+def _child(node: Any, key: str, override: str, at: str, following: str) -> Any:
+    if isinstance(node, list):
+        return node[_index(node, key, override, at)]
+    if not isinstance(node, dict):
+        raise UsageError(f"--set {override}: {at} is a value, not a table")
+    if key == "stages" and key not in node:
+        node[key] = [{"name": "train"}]
+    if key == "learning_rate" and not isinstance(node.get(key, {}), dict):
+        node[key] = {part: node[key] for part in ("encoder", "trunks", "outputs")}
+    return node.setdefault(key, {})
+
+
+def _assign(node: Any, key: str, value: Any, override: str, at: str) -> None:
+    if isinstance(node, list):
+        node[_index(node, key, override, at)] = value
+    elif isinstance(node, dict):
+        node[key] = value
+    else:
+        raise UsageError(f"--set {override}: {at} is a value, not a table")
+
+
+def _index(node: list[Any], key: str, override: str, at: str) -> int:
+    if not key.isdigit() or int(key) >= len(node):
+        raise UsageError(f"--set {override}: {at} has entries 0 to {len(node) - 1}, got {key!r}")
+    return int(key)
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text.strip()
+
+
+def _without_nones(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nones(item) for key, item in value.items() if item is not None}
+    return [_without_nones(item) for item in value] if isinstance(value, list) else value

@@ -1,0 +1,108 @@
+"""Turns pydantic's validation errors into problems with key paths and near names. Knows nothing of files."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import types
+import typing
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from smoothtune.errors import Problem
+
+_TAG = "kind"
+
+
+def near(name: str, names: typing.Iterable[str]) -> str:
+    """` Did you mean 'x'?`, or nothing when no name is near."""
+    found = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
+    return f" Did you mean {found[0]!r}?" if found else ""
+
+
+def problems_of(error: ValidationError, root: type[BaseModel]) -> list[Problem]:
+    """One problem per key, in the order of the file."""
+    found: dict[str, Problem] = {}
+    for item in error.errors():
+        problem = _problem(item, root)
+        if not (item["type"] == "too_short" and item["input"]) and not problem.where.endswith("schedule_options.kind"):
+            found.setdefault(problem.where, problem)
+    return list(found.values())
+
+
+def _problem(item: Any, root: type[BaseModel]) -> Problem:
+    path, classes = _walk(item["loc"], root)
+    kind, context, got = item["type"], item.get("ctx", {}), item.get("input")
+    if kind == "extra_forbidden":
+        fields = sorted({name for cls in classes for name in cls.model_fields})
+        key = str(item["loc"][-1])
+        return Problem(path, f"unknown key.{near(key, fields) or ' Known keys: ' + ', '.join(fields) + '.'}")
+    if kind == "missing":
+        return Problem(path, "is required but missing")
+    if kind == "union_tag_not_found":
+        expected = context.get("discriminator", "'kind'").strip("'")
+        return Problem(f"{path}.{expected}", f"is required but missing; one of {_tags(classes)}")
+    if kind == "union_tag_invalid":
+        tag = str(context["tag"])
+        return Problem(f"{path}.{_TAG}", f"got {tag!r}, expected one of {_tags(classes)}.{near(tag, _kinds(classes))}")
+    message = item["msg"].removeprefix("Value error, ")
+    if kind == "literal_error":
+        choices = [choice.strip("' ") for choice in context["expected"].replace(" or ", ", ").split(",")]
+        return Problem(path, f"got {got!r}, expected one of {', '.join(choices)}.{near(str(got), choices)}")
+    return Problem(path, f"{message[:1].lower()}{message[1:]}, got {_short(got)}" if kind != "value_error" else message)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _kinds(classes: list[type[BaseModel]]) -> list[str]:
+    return [str(typing.get_args(cls.model_fields[_TAG].annotation)[0]) for cls in classes if _TAG in cls.model_fields]
+
+
+def _tags(classes: list[type[BaseModel]]) -> str:
+    return ", ".join(_kinds(classes))
+
+
+def _walk(location: tuple[Any, ...], root: type[BaseModel]) -> tuple[str, list[type[BaseModel]]]:
+    """The key path of a pydantic location without its union tags, and the option classes met at its end.
+
+    For an unknown key the classes are those of the table that holds it.
+    """
+    path, classes = "", [root]
+    annotation: Any = root
+    for step in location:
+        if len(classes) > 1 and not _holds(annotation) and step in _kinds(classes):
+            classes = [cls for cls in classes if step in _kinds([cls])]
+            continue
+        if isinstance(step, str) and re.match(r"(constrained-|function-|tuple\[|list\[|float$|int$|str$|bool$)", step):
+            continue  # a branch of a plain union, no key of the file
+        path = f"{path}.{step}" if path else str(step)
+        fields = [cls.model_fields[step] for cls in classes if isinstance(step, str) and step in cls.model_fields]
+        annotation = fields[0].annotation if fields and not _holds(annotation) else _inner(annotation)
+        classes = _models(annotation) or classes
+    return path, classes
+
+
+def _holds(annotation: Any) -> bool:
+    return typing.get_origin(annotation) in (dict, tuple, list)
+
+
+def _inner(annotation: Any) -> Any:
+    arguments = typing.get_args(annotation)
+    if typing.get_origin(annotation) is dict:
+        return arguments[1]
+    return arguments[0] if _holds(annotation) else None
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    origin = typing.get_origin(annotation)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if origin is typing.Annotated:
+        return _models(typing.get_args(annotation)[0])
+    if origin in (typing.Union, types.UnionType, dict, tuple, list):
+        return [model for part in typing.get_args(annotation) for model in _models(part)]
+    return []

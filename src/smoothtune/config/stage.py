@@ -1,0 +1,100 @@
+"""A stage: what trains, on which tasks, with which schedule and weighting, until which stopping rule."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from smoothtune.config.options import Name, Options
+from smoothtune.config.schedules import ProportionalOptions, ScheduleName, ScheduleOptions
+
+WeightingName = Literal["none", "fixed", "inverse_size", "learned"]
+Rate = Annotated[float, Field(gt=0, le=1)]
+
+
+class Rates(Options):
+    """Peak learning rates by part of the model."""
+
+    encoder: Rate = 5e-5
+    trunks: Rate = 1e-3
+    outputs: Rate = 1e-3
+
+
+class Stop(Options):
+    """When a stage ends. Without patience it runs `max_epochs`."""
+
+    metric: str = Field("score", description="`score`, `plain_mean`, or a task's name for that task's metric")
+    patience: int | None = Field(None, ge=1, description="epochs without improvement before the stage ends")
+    threshold: float = Field(0.0, ge=0, description="an improvement must exceed the best value by more than this")
+    max_epochs: int = Field(3, ge=1)
+    max_steps: int | None = Field(None, ge=1, description="optimiser steps")
+    per_task: bool = Field(
+        False, description="each task stops by its own metric: it leaves the schedule and its best output is kept"
+    )
+
+
+def _as_rates(value: Any) -> Any:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return {"encoder": value, "trunks": value, "outputs": value}
+    return value
+
+
+def _as_tuple(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+class Stage(Options):
+    """One stage of training."""
+
+    name: Name = "train"
+    kind: Literal["tasks"] = "tasks"
+    tasks: Annotated[
+        tuple[Name, ...] | None,
+        BeforeValidator(_as_tuple, json_schema_input_type=Name | list[Name] | None),
+        Field(min_length=1, description="default: all"),
+    ] = None
+    train: Annotated[
+        tuple[str, ...],
+        BeforeValidator(_as_tuple, json_schema_input_type=str | list[str]),
+        Field(
+            min_length=1,
+            description="what learns: encoder, encoder.embeddings, encoder.layers.A-B, trunks, trunks.NAME, outputs, "
+            "outputs.TASK",
+        ),
+    ] = ("encoder", "trunks", "outputs")
+    schedule: ScheduleName = "proportional"
+    schedule_options: ScheduleOptions = ProportionalOptions()
+    weighting: Annotated[
+        tuple[WeightingName, ...],
+        BeforeValidator(_as_tuple, json_schema_input_type=WeightingName | list[WeightingName]),
+        Field(min_length=1),
+    ] = ("none",)
+    batch_size: int = Field(32, ge=1, le=4096)
+    learning_rate: Annotated[Rates, BeforeValidator(_as_rates, json_schema_input_type=Rate | Rates)] = Rates()
+    warmup: float = Field(0.1, ge=0, lt=1, description="fraction of the steps over which the rate rises")
+    weight_decay: float = Field(0.01, ge=0)
+    layer_decay: float = Field(1.0, gt=0, le=1, description="rate of each encoder layer relative to the one above")
+    gradient_clip: float | None = Field(1.0, gt=0, description="largest norm of all gradients; `false`: none")
+    accumulate: int = Field(1, ge=1, description="batches (or rounds of every task) per optimiser step")
+    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 where the processor has it")
+    on_nan: Literal["stop", "skip"] = Field("stop", description="what to do at a loss that is not finite")
+    stop: Stop = Stop()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _join_schedule(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        values = dict(values)
+        if values.get("gradient_clip") is False:
+            values["gradient_clip"] = None
+        options = values.get("schedule_options", {})
+        if isinstance(options, dict) and isinstance(values.get("schedule", "proportional"), str):
+            values["schedule_options"] = {**options, "kind": values.get("schedule", "proportional")}
+        return values
+
+    @property
+    def every_task(self) -> bool:
+        """Whether one optimiser step takes one batch of every task."""
+        return bool(getattr(self.schedule_options, "every_task", False))

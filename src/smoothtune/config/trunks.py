@@ -1,0 +1,105 @@
+"""Options of every trunk kind. `input` says how the trunk wants its texts: one, two apart, or a pair as one sequence."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from smoothtune.config.options import Options
+from smoothtune.types import Input
+
+Pooling = Literal["cls", "mean"]
+
+
+class TrunkBase(Options):
+    """What every trunk kind declares beside its options: its input, and the output kind that reads its features."""
+
+    input: ClassVar[Input]
+    output: ClassVar[Literal["linear", "two_layer"]] = "linear"
+
+
+class ClsTrunk(TrunkBase):
+    """One text: the state of its first token."""
+
+    input: ClassVar[Input] = "single"
+    kind: Literal["cls"] = "cls"
+    dropout: float = Field(0.1, ge=0, lt=1)
+
+
+class MeanTrunk(TrunkBase):
+    """One text: the mean of its token states."""
+
+    input: ClassVar[Input] = "single"
+    kind: Literal["mean"] = "mean"
+    dropout: float = Field(0.1, ge=0, lt=1)
+
+
+class ConvBilstmTrunk(TrunkBase):
+    """One text: Conv1d that keeps the shape, BiLSTM, pooling over real tokens (Wang, section 3.2)."""
+
+    input: ClassVar[Input] = "single"
+    kind: Literal["conv_bilstm"] = "conv_bilstm"
+    kernel: int = Field(3, ge=1, le=15, description="width of the convolution in tokens; odd")
+    layers: int = Field(1, ge=1, le=4, description="BiLSTM layers")
+    pool: Literal["max", "mean"] = Field("max", description="pooling over real tokens")
+    dropout: float = Field(0.1, ge=0, lt=1)
+
+
+class SiameseTrunk(TrunkBase):
+    """Two texts: u, v, |u - v| and u * v of their pooled states."""
+
+    input: ClassVar[Input] = "separate"
+    kind: Literal["siamese"] = "siamese"
+    pooling: Pooling = "mean"
+    dropout: float = Field(0.1, ge=0, lt=1)
+
+
+class CosineTrunk(TrunkBase):
+    """Two texts: one feature, the cosine of their pooled states."""
+
+    input: ClassVar[Input] = "separate"
+    kind: Literal["cosine"] = "cosine"
+    pooling: Pooling = "mean"
+
+
+class JointTrunk(TrunkBase):
+    """Two texts read as one sequence by the encoder: its pooled state."""
+
+    input: ClassVar[Input] = "joint"
+    kind: Literal["joint"] = "joint"
+    pooling: Pooling = "cls"
+    dropout: float = Field(0.1, ge=0, lt=1)
+
+
+class PwimDcnnTrunk(TrunkBase):
+    """Two texts: word-by-word similarity cube read by a deep CNN (Wang, section 3.3 and Table 2)."""
+
+    input: ClassVar[Input] = "separate"
+    output: ClassVar[Literal["linear", "two_layer"]] = "two_layer"
+    kind: Literal["pwim_dcnn"] = "pwim_dcnn"
+    depth: int = Field(5, ge=2, le=12, description="convolutional layers")
+    dropout: float = Field(0.5, ge=0, lt=1)
+
+
+class PwimResnetTrunk(TrunkBase):
+    """Two texts: word-by-word similarity cube read by residual blocks (Wang, section 3.3 and Table 3)."""
+
+    input: ClassVar[Input] = "separate"
+    output: ClassVar[Literal["linear", "two_layer"]] = "two_layer"
+    kind: Literal["pwim_resnet"] = "pwim_resnet"
+    depth: int = Field(5, ge=1, le=12, description="residual blocks")
+    dropout: float = Field(0.5, ge=0, lt=1)
+
+
+TrunkOptions = Annotated[
+    ClsTrunk
+    | MeanTrunk
+    | ConvBilstmTrunk
+    | SiameseTrunk
+    | CosineTrunk
+    | JointTrunk
+    | PwimDcnnTrunk
+    | PwimResnetTrunk,
+    Field(discriminator="kind"),
+]

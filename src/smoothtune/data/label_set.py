@@ -1,0 +1,84 @@
+"""The set of labels of a task, fitted on its training rows or given and checked. Knows nothing of models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from smoothtune.data.checks import KEPT, Finding
+from smoothtune.data.rows import RowTable
+from smoothtune.data.values import label_text, parse_number
+from smoothtune.errors import DataError, Problem
+
+MOST_LABELS = 1_000
+FEW_LABELS = 50
+_SHOWN = 10
+
+
+def fit_labels(table: RowTable) -> tuple[str, ...]:
+    """The distinct labels of training rows: in number order when all are numbers, else in text order.
+
+    For a binary task the second is the positive class: 0 1, no yes, false true, negative positive all sort so.
+    Raises `DataError` for a single label, for other than two in a binary task, and for labels that look like
+    measurements: more than 1,000, or more than 50 that are more than half as many as the rows.
+    """
+    labels = _sorted(pc.unique(table.labels()).to_pylist())
+    what = _what_is_wrong(labels, table)
+    if what:
+        problem = Problem(table.source.shown, f"column {table.spec.label!r} {what}")
+        raise DataError(f"The labels of {table.name} cannot be used.", [problem])
+    return labels
+
+
+def _what_is_wrong(labels: tuple[str, ...], table: RowTable) -> str:
+    many = f"has {len(labels):,} different labels in {len(table):,} rows"
+    if len(labels) > MOST_LABELS or (len(labels) > FEW_LABELS and 2 * len(labels) > len(table)):
+        return f"{many}; is this a regression?"
+    if len(labels) < 2:
+        return (
+            f"has only the label {labels[0]!r}; a {table.spec.kind} task needs two or more"
+            if labels
+            else "has no labels"
+        )
+    if table.spec.kind == "binary" and len(labels) != 2:
+        return f"{many} ({_listed(labels)}); a binary task needs exactly two: is this a classification?"
+    return ""
+
+
+def _sorted(labels: list[str]) -> tuple[str, ...]:
+    numbers = {label: parse_number(label) for label in labels}
+    if any(number is None for number in numbers.values()):
+        return tuple(sorted(labels))
+    return tuple(sorted(labels, key=lambda label: (numbers[label], label)))
+
+
+def rows_outside(table: RowTable, labels: Sequence[str]) -> NDArray[np.int64]:
+    """The row numbers, in order, whose label is not among `labels`; both sides in the one spelling of `label_text`."""
+    known = pa.array([label_text(label) for label in labels], pa.string())
+    inside = pc.is_in(table.labels(), value_set=known).to_numpy()
+    return np.flatnonzero(~inside.astype(bool))
+
+
+def check_labels(table: RowTable, labels: Sequence[str]) -> tuple[Problem, ...]:
+    """A problem (file:line) for each row whose label is not among `labels`: the first 20 and a count of the rest."""
+    rows = rows_outside(table, labels)
+    if len(rows) == 0:
+        return ()
+    texts = table.labels()
+    problems = tuple(
+        Problem(
+            table.place(int(row)),
+            f"column {table.spec.label!r} is {texts[int(row)].as_py()[:40]!r}; the labels are {_listed(labels)}",
+        )
+        for row in rows[:KEPT]
+    )
+    return tuple(Finding("unknown label", len(rows), problems).problems(table.source.shown))
+
+
+def _listed(labels: Sequence[str]) -> str:
+    more = f" and {len(labels) - _SHOWN:,} more" if len(labels) > _SHOWN else ""
+    return ", ".join(repr(label) for label in labels[:_SHOWN]) + more

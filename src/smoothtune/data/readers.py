@@ -1,0 +1,126 @@
+"""One stream of records from every kind of source. A cell becomes text and no more: tasks and labels are unknown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from smoothtune.data.delimited import (
+    LINE_LIMIT,
+    LineTooLongError,
+    header_flaws,
+    missing_text,
+    raw_lines,
+    read_delimited,
+)
+from smoothtune.data.hub import load_saved, load_through_datasets
+from smoothtune.data.source import Flaw, Record, Source
+from smoothtune.data.values import cell_text
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+_ROWS = 1_000
+
+
+def read_records(source: Source, columns: Sequence[str]) -> Iterator[Record | Flaw]:
+    """The wanted `columns` of each row of `source` as text, in file order, and a `Flaw` where a row cannot be read.
+
+    Class labels of `datasets` (ClassLabel) come as their numbers. Memory does not grow with the source.
+    """
+    if source.kind in ("tsv", "csv"):
+        assert source.path is not None
+        yield from read_delimited(source.path, columns, "\t" if source.kind == "tsv" else ",")
+    elif source.kind == "jsonl":
+        yield from _read_jsonl(source, columns)
+    elif source.kind == "parquet":
+        yield from _read_parquet(source, columns)
+    elif source.kind == "saved":
+        yield from _read_dataset(load_saved(source.location, source.shown), columns)
+    else:
+        dataset = load_through_datasets(source.location, source.config, str(source.split), source.shown)
+        yield from _read_dataset(dataset, columns)
+
+
+def _read_jsonl(source: Source, columns: Sequence[str]) -> Iterator[Record | Flaw]:
+    assert source.path is not None
+    number = 0
+    try:
+        for number, raw in enumerate(raw_lines(source.path), start=1):
+            if not raw.isspace():
+                yield _json_record(number, raw, columns)
+    except LineTooLongError:
+        yield Flaw("file", number + 1, f"the line is longer than {LINE_LIMIT >> 20} MiB; write one JSON object a line")
+
+
+def _json_record(line: int, raw: bytes, columns: Sequence[str]) -> Record | Flaw:
+    try:
+        row = json.loads(raw.decode())
+    except UnicodeDecodeError as error:
+        what = (
+            f"byte 0x{raw[error.start]:02X} at byte {error.start + 1} of the line is not UTF-8; save the file as UTF-8"
+        )
+        return Flaw("not UTF-8", line, what)
+    except (ValueError, RecursionError) as error:
+        return Flaw("bad JSON", line, f"is not JSON ({error}); write one JSON object a line")
+    if not isinstance(row, dict):
+        return Flaw("bad JSON", line, f"holds {_json_name(row)}, not an object; write one JSON object a line")
+    for column in columns:
+        if column not in row:
+            return Flaw("missing key", line, missing_text(column, list(row)))
+    return _record(line, [row[column] for column in columns], columns)
+
+
+def _json_name(value: object) -> str:
+    return "a list" if isinstance(value, list) else f"the value {json.dumps(value)[:40]}"
+
+
+def _read_parquet(source: Source, columns: Sequence[str]) -> Iterator[Record | Flaw]:
+    try:
+        with pq.ParquetFile(source.location) as file:
+            flaws = header_flaws(file.schema_arrow.names, columns)
+            yield from flaws
+            if not flaws:
+                yield from _arrow_records(file.iter_batches(_ROWS, columns=list(columns)), columns)
+    except (pa.ArrowInvalid, OSError) as error:
+        yield Flaw("file", 0, f"is not a Parquet file that can be read ({error})")
+
+
+def _read_dataset(dataset: Dataset, columns: Sequence[str]) -> Iterator[Record | Flaw]:
+    flaws = header_flaws(dataset.column_names, columns)
+    yield from flaws
+    if not flaws:
+        tables = dataset.select_columns(list(columns)).with_format("arrow").iter(_ROWS)
+        yield from _arrow_records(tables, columns)
+
+
+def _arrow_records(tables: Iterable[pa.RecordBatch], columns: Sequence[str]) -> Iterator[Record | Flaw]:
+    number = 0
+    for table in tables:
+        for cells in zip(*(table.column(column).to_pylist() for column in columns), strict=True):
+            number += 1
+            yield _record(number, cells, columns)
+
+
+def _record(line: int, cells: Sequence[object], columns: Sequence[str]) -> Record | Flaw:
+    values: list[str] = []
+    for column, cell in zip(columns, cells, strict=True):
+        text = cell_text(cell)
+        if text is None:
+            return Flaw("not text", line, f"column {column!r} holds a {type(cell).__name__}, not text or a number")
+        if not _is_unicode(text):
+            return Flaw("not UTF-8", line, f"column {column!r} has half of a surrogate pair; write whole characters")
+        values.append(text)
+    return Record(line, tuple(values))
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,240 @@
+"""Which task's batch comes next. Knows nothing of models; a source of batches is anything with `batches` and `batch`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from smoothtune.config.schedules import (
+    AnnealedOptions,
+    LoopToLargestOptions,
+    ProportionalOptions,
+    RoundRobinOptions,
+    TemperatureOptions,
+)
+from smoothtune.runtime.random import numpy_stream
+from smoothtune.types import Batch
+
+
+class BatchSource(Protocol):
+    """An endless sequence of batches of one task."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of one pass."""
+        ...
+
+    @property
+    def batches(self) -> int:
+        """Batches of one pass."""
+        ...
+
+    def positions(self, cursor: int) -> np.ndarray:
+        """Row positions of batch `cursor`."""
+        ...
+
+    def batch(self, cursor: int) -> Batch:
+        """Batch `cursor`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """How often one epoch sees the rows of one task: once, more than once, not at all."""
+
+    once: int
+    repeated: int
+    unseen: int
+
+
+class Schedule:
+    """Yields `(task, batch)` for one epoch per iteration; `len` is the number of batches left in the epoch.
+
+    Each task's sequence of batches goes on from epoch to epoch, so rows that one epoch leaves out come in the next.
+    Kinds differ in `order` alone.
+    """
+
+    def __init__(self, sources: Mapping[str, BatchSource], *, seed: int, stage: str, epochs: int) -> None:
+        self.sources = dict(sources)
+        self.epochs = epochs
+        self.epoch = 0
+        self._name = (seed, stage, "schedule")
+        self._position = 0
+        self._active = list(self.sources)
+        self._cursors = dict.fromkeys(self.sources, 0)
+        self._cached: tuple[object, np.ndarray] | None = None
+
+    def order(self, batches: np.ndarray, rows: np.ndarray, epoch: int, stream: np.random.Generator) -> np.ndarray:
+        """Task numbers of one epoch, given batches and rows of one pass per task, both (tasks,)."""
+        raise NotImplementedError
+
+    @property
+    def group(self) -> int:
+        """Consecutive batches that form one optimiser step: 1, or one of every task still in the schedule."""
+        return 1
+
+    @property
+    def active(self) -> tuple[str, ...]:
+        """Tasks still in the schedule."""
+        return tuple(self._active)
+
+    def __len__(self) -> int:
+        return len(self._order()) - self._position
+
+    def __iter__(self) -> Iterator[tuple[str, Batch]]:
+        order = self._order()
+        cursors = self._cursors_at(self._position)
+        while self._position < len(order):
+            task = self._active[order[self._position]]
+            batch = self.sources[task].batch(cursors[task])
+            cursors[task] += 1
+            self._position += 1
+            yield task, batch
+        self._cursors = cursors
+        self.epoch += 1
+        self._position = 0
+
+    def epoch_batches(self) -> list[int]:
+        """Batches of each epoch of the whole stage, if every task stays."""
+        return [len(self._order_of(epoch)) for epoch in range(self.epochs)]
+
+    def finish(self, task: str) -> None:
+        """Take a task out of the schedule, from the next epoch on. Raises `ValueError` in the middle of an epoch."""
+        if self._position:
+            raise ValueError(f"task {task!r} can leave the schedule only between epochs")
+        self._active.remove(task)
+
+    def coverage(self) -> dict[str, Coverage]:
+        """What the current epoch sees of each task."""
+        counts = np.bincount(self._order(), minlength=len(self._active))
+        return {task: self._covered(task, int(count)) for task, count in zip(self._active, counts, strict=True)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Position of the schedule, as plain numbers and names."""
+        return {
+            "epoch": self.epoch,
+            "position": self._position,
+            "active": list(self._active),
+            "cursors": dict(self._cursors),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state`. Raises `ValueError` when it is of other tasks."""
+        if set(state["cursors"]) != set(self.sources):
+            raise ValueError(f"the state is of tasks {sorted(state['cursors'])}, not {sorted(self.sources)}")
+        self.epoch, self._position = int(state["epoch"]), int(state["position"])
+        self._active, self._cursors = list(state["active"]), dict(state["cursors"])
+
+    def _order(self) -> np.ndarray:
+        return self._order_of(self.epoch)
+
+    def _order_of(self, epoch: int) -> np.ndarray:
+        key = (epoch, tuple(self._active))
+        if self._cached is None or self._cached[0] != key:
+            batches = np.array([self.sources[task].batches for task in self._active], dtype=np.int64)
+            rows = np.array([self.sources[task].rows for task in self._active], dtype=np.float64)
+            stream = numpy_stream(*self._name, epoch)
+            self._cached = (key, self.order(batches, rows, epoch, stream).astype(np.int32))
+        return self._cached[1]
+
+    def _cursors_at(self, position: int) -> dict[str, int]:
+        counts = np.bincount(self._order()[:position], minlength=len(self._active))
+        spent = dict(zip(self._active, counts.tolist(), strict=True))
+        return {task: cursor + spent.get(task, 0) for task, cursor in self._cursors.items()}
+
+    def _covered(self, task: str, count: int) -> Coverage:
+        source, start = self.sources[task], self._cursors[task]
+        seen = np.zeros(source.rows, dtype=bool)
+        again = np.zeros(source.rows, dtype=bool)
+        for cursor in range(start, start + count):
+            positions = source.positions(cursor)
+            again[positions[seen[positions]]] = True
+            seen[positions] = True
+        repeated = int(again.sum())
+        return Coverage(int(seen.sum()) - repeated, repeated, int((~seen).sum()))
+
+
+class Proportional(Schedule):
+    """Every batch of every task once an epoch, shuffled (Liu et al., 2019, MT-DNN, Algorithm 1)."""
+
+    def __init__(self, sources: Mapping[str, BatchSource], options: ProportionalOptions, **names: Any) -> None:
+        super().__init__(sources, **names)
+
+    def order(self, batches: np.ndarray, rows: np.ndarray, epoch: int, stream: np.random.Generator) -> np.ndarray:
+        """Each task as often as it has batches, in random order."""
+        order = np.repeat(np.arange(len(batches)), batches)
+        stream.shuffle(order)
+        return order
+
+
+class RoundRobin(Schedule):
+    """The tasks in turn, until the first is through, or (dropping out one by one) until all are."""
+
+    def __init__(self, sources: Mapping[str, BatchSource], options: RoundRobinOptions, **names: Any) -> None:
+        super().__init__(sources, **names)
+        self._options = options
+
+    @property
+    def group(self) -> int:
+        """One batch of every task, if so asked."""
+        return len(self._active) if self._options.every_task else 1
+
+    def order(self, batches: np.ndarray, rows: np.ndarray, epoch: int, stream: np.random.Generator) -> np.ndarray:
+        """Rounds of the tasks that still have batches."""
+        if self._options.until == "first_exhausted":
+            return np.tile(np.arange(len(batches)), int(batches.min()))
+        rounds = [np.flatnonzero(batches > number) for number in range(int(batches.max()))]
+        return np.concatenate(rounds)
+
+
+class LoopToLargest(Schedule):
+    """The tasks in turn; small tasks loop while the largest is seen once (Chen and Zhang, section 5.3)."""
+
+    def __init__(self, sources: Mapping[str, BatchSource], options: LoopToLargestOptions, **names: Any) -> None:
+        super().__init__(sources, **names)
+        self._options = options
+
+    @property
+    def group(self) -> int:
+        """One batch of every task, if so asked."""
+        return len(self._active) if self._options.every_task else 1
+
+    def order(self, batches: np.ndarray, rows: np.ndarray, epoch: int, stream: np.random.Generator) -> np.ndarray:
+        """As many rounds as the largest task has batches."""
+        return np.tile(np.arange(len(batches)), int(batches.max()))
+
+
+class Temperature(Schedule):
+    """Each step draws a task with p ~ N^alpha."""
+
+    def __init__(self, sources: Mapping[str, BatchSource], options: TemperatureOptions, **names: Any) -> None:
+        super().__init__(sources, **names)
+        self._options: TemperatureOptions | AnnealedOptions = options
+
+    def alpha(self, epoch: int) -> float:
+        """The exponent of an epoch."""
+        assert isinstance(self._options, TemperatureOptions)
+        return self._options.alpha
+
+    def order(self, batches: np.ndarray, rows: np.ndarray, epoch: int, stream: np.random.Generator) -> np.ndarray:
+        """Independent draws; by default as many as there are batches."""
+        weights = rows ** self.alpha(epoch)
+        steps = self._options.steps_per_epoch
+        return stream.choice(len(rows), size=int(batches.sum()) if steps is None else steps, p=weights / weights.sum())
+
+
+class Annealed(Temperature):
+    """As `Temperature`, alpha falling linearly from `start` to `end` (Stickland and Murray, 2019, section 4)."""
+
+    def __init__(self, sources: Mapping[str, BatchSource], options: AnnealedOptions, **names: Any) -> None:
+        Schedule.__init__(self, sources, **names)
+        self._options = options
+
+    def alpha(self, epoch: int) -> float:
+        """The exponent of an epoch: `start` in the first, `end` in the last."""
+        assert isinstance(self._options, AnnealedOptions)
+        share = epoch / (self.epochs - 1) if self.epochs > 1 else 0.0
+        return self._options.start + (self._options.end - self._options.start) * min(share, 1.0)

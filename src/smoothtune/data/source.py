@@ -1,0 +1,161 @@
+"""Where rows come from: the source text of an experiment, resolved. Knows nothing of what stands in the rows.
+
+A source text is one of
+    sst/train.tsv               a file: .tsv .csv .parquet, or one JSON object a line: .jsonl .jsonlines .json
+    folder  folder:train        a folder written by `save_to_disk`; with its split where it has splits
+    hf:OWNER/NAME:train         a data set of the Hugging Face Hub, or hf:OWNER/NAME/CONFIG:train
+    hf:/folder:train            a local folder that `load_dataset` reads ("/", "./", "../" or "~" makes it a folder)
+    packaged:sst/train.tsv      a file that is part of smoothtune
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple, NoReturn
+
+import smoothtune.config
+from smoothtune.data.hub import load_through_datasets
+from smoothtune.errors import DataError, Problem
+
+SourceKind = Literal["tsv", "csv", "jsonl", "parquet", "saved", "hub"]
+_SUFFIXES: dict[str, SourceKind] = {
+    ".tsv": "tsv",
+    ".csv": "csv",
+    ".jsonl": "jsonl",
+    ".jsonlines": "jsonl",
+    ".json": "jsonl",
+    ".parquet": "parquet",
+}
+_HUB_FORM = "write hf:OWNER/NAME:SPLIT or hf:OWNER/NAME/CONFIG:SPLIT, for example hf:stanfordnlp/sst2:train"
+_BLOCK = 1 << 20
+
+
+class Record(NamedTuple):
+    """One row as text: `line` is its first line (or its row number, from 1), `values` the wanted columns in order."""
+
+    line: int
+    values: tuple[str, ...]
+
+
+class Flaw(NamedTuple):
+    """One thing wrong with a source: `kind` groups flaws, `line` is as in `Record` (0: the file), `what` a sentence."""
+
+    kind: str
+    line: int
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A resolved source. `path` is set for files and folders, `dataset_id` for the Hub; messages say `shown`."""
+
+    kind: SourceKind
+    shown: str
+    path: Path | None = None
+    dataset_id: str | None = None
+    config: str | None = None
+    split: str | None = None
+
+    @property
+    def location(self) -> str:
+        """The path or the Hub id, as text."""
+        return str(self.dataset_id if self.path is None else self.path)
+
+    def place(self, line: int) -> str:
+        """`file:line` for files made of lines, `file row N` for the others, the bare name for line 0."""
+        if line == 0:
+            return self.shown
+        return f"{self.shown}:{line}" if self.kind in ("tsv", "csv", "jsonl") else f"{self.shown} row {line}"
+
+    def fingerprint(self) -> str:
+        """A text that changes with the content: sha256 of a file, or of all files of a folder; the Hub's own for ids.
+
+        Reads the whole file in blocks. Raises `DataError` when it cannot be read.
+        """
+        if self.path is None:
+            return str(load_through_datasets(self.location, self.config, str(self.split), self.shown)._fingerprint)
+        try:
+            return _hash_folder(self.path) if self.path.is_dir() else _hash_file(self.path)
+        except OSError as error:
+            _fail(self.shown, f"cannot be read ({error.strerror}): {self.path}")
+
+
+def resolve_source(text: str, base: Path) -> Source:
+    """The source that `text` names; relative paths start at `base`. Raises `DataError` naming the resolved path."""
+    if text.startswith("hf:"):
+        return _hub_source(text, base)
+    if text.startswith("packaged:"):
+        packaged = Path(str(smoothtune.config.__file__)).parent / "packaged"
+        return _path_source(text, text.removeprefix("packaged:"), packaged)
+    return _path_source(text, text, base)
+
+
+def _path_source(shown: str, text: str, base: Path) -> Source:
+    path = (base / Path(text).expanduser()).resolve()
+    if path.is_file():
+        if path.suffix.lower() not in _SUFFIXES:
+            _fail(shown, f"cannot read a {path.suffix or 'nameless'} file; use one of {', '.join(_SUFFIXES)}")
+        return Source(_SUFFIXES[path.suffix.lower()], shown, path)
+    if path.is_dir():
+        return _saved_source(shown, path, None)
+    head, _, split = text.rpartition(":")
+    folder = (base / Path(head).expanduser()).resolve()
+    if head and folder.is_dir():
+        return _saved_source(shown, folder, split)
+    _fail(shown, f"no such file: {path}; paths start at --data-dir, or at the folder of the experiment file without it")
+
+
+def _saved_source(shown: str, folder: Path, split: str | None) -> Source:
+    if (folder / "dataset_dict.json").is_file():
+        splits = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+        if split is None:
+            _fail(shown, f"has the splits {', '.join(splits)}; name one, as in {shown}:{splits[0]}")
+        if split not in splits:
+            _fail(shown, f"has no split {split!r}; its splits are: {', '.join(splits)}")
+        return Source("saved", shown, folder / split, split=split)
+    if not (folder / "state.json").is_file():
+        _fail(
+            shown, f"is a folder that save_to_disk did not write: {folder}; for other folders write hf:{folder}:SPLIT"
+        )
+    if split is not None:
+        _fail(shown, f"is one data set without splits; leave out ':{split}'")
+    return Source("saved", shown, folder)
+
+
+def _hub_source(shown: str, base: Path) -> Source:
+    name, _, split = shown.removeprefix("hf:").partition(":")
+    if not split:
+        _fail(shown, f"names no split; {_HUB_FORM}")
+    if name.startswith(("/", "./", "../", "~")):
+        folder = (base / Path(name).expanduser()).resolve()
+        if not folder.is_dir():
+            _fail(shown, f"no such folder: {folder}; relative folders start at --data-dir")
+        return Source("hub", shown, folder, split=split)
+    parts = name.split("/")
+    if len(parts) not in (2, 3) or not all(parts):
+        _fail(shown, f"is not the name of a data set; {_HUB_FORM}")
+    return Source(
+        "hub", shown, dataset_id="/".join(parts[:2]), config=parts[2] if len(parts) == 3 else None, split=split
+    )
+
+
+def _fail(shown: str, what: str) -> NoReturn:
+    raise DataError("A data source cannot be used.", [Problem(shown, what)])
+
+
+def _hash_file(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _hash_folder(folder: Path) -> str:
+    files = sorted(Path(parent) / name for parent, _, names in os.walk(folder) for name in names)
+    lines = [f"{path.relative_to(folder).as_posix()}\0{_hash_file(path)}" for path in files]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -1,0 +1,152 @@
+"""Scores of several tasks together: every metric of every task, Wang's score and the plain mean, with intervals.
+
+Knows nothing of models or files: answers are arrays. `point_scores` is the fast path without intervals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import isnan
+from typing import Any
+
+import numpy as np
+
+from smoothtune.errors import UsageError
+from smoothtune.evaluation.intervals import Estimate, estimate, metric_estimate
+from smoothtune.evaluation.metrics import CORRELATIONS, FUNCTIONS, METRICS, Floats, Rows
+from smoothtune.runtime.random import numpy_stream
+from smoothtune.types import Kind
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TaskAnswers:
+    """What a model answered on one task, and what was right; `metric` is the task's main metric.
+
+    `predictions` and `targets` are (n,): class numbers for classification, 0 or 1 for binary, label units for
+    regression. They are kept as int64, or float64 for regression. Predictions that are not finite are allowed in
+    regression, where the metrics are then `nan`. Raises `UsageError` for anything else.
+    """
+
+    kind: Kind
+    metric: str
+    predictions: Rows
+    targets: Rows
+
+    def __post_init__(self) -> None:
+        if self.metric not in METRICS[self.kind]:
+            known = ", ".join(METRICS[self.kind])
+            raise UsageError(f"answers: {self.metric!r} is not a metric of a {self.kind} task; take one of {known}")
+        object.__setattr__(self, "predictions", _checked(self.kind, "predictions", self.predictions))
+        object.__setattr__(self, "targets", _checked(self.kind, "targets", self.targets))
+        if len(self.predictions) != len(self.targets):
+            got = f"{len(self.predictions)} predictions and {len(self.targets)} targets"
+            raise UsageError(f"answers: got {got}; give one prediction per target")
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+
+def _checked(kind: Kind, name: str, values: Rows) -> Rows:
+    values = np.asarray(values)
+    if values.ndim != 1:
+        raise UsageError(f"answers: {name} have shape {values.shape}; give one number per row, shape (n,)")
+    if kind == "regression":
+        numbers = values.astype(np.float64)
+        if name == "targets" and not np.isfinite(numbers).all():
+            raise UsageError(f"answers: targets row {np.isfinite(numbers).argmin()} is not finite; leave such rows out")
+        return numbers
+    wanted = (values == 0) | (values == 1) if kind == "binary" else (values >= 0) & (values == np.floor(values))
+    if not wanted.all():
+        row = int(wanted.argmin())
+        rule = "0 or 1" if kind == "binary" else "class numbers 0, 1, 2, ..."
+        raise UsageError(f"answers: {name} row {row} of a {kind} task is {values[row]}; give {rule}")
+    return values.astype(np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class PointScores:
+    """Scores without intervals: `tasks[name][metric]`, `main[name]` (the main metric), and both means over tasks."""
+
+    tasks: dict[str, dict[str, float]]
+    main: dict[str, float]
+    score: float
+    plain_mean: float
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Scores with 95 % intervals: `tasks[name][metric]`, and both means over the tasks' main metrics.
+
+    `score` counts a correlation r as (r + 1) / 2 (Wang, Table 1: 0.531, 0.861 and r = 0.870 give 0.776);
+    `plain_mean` takes r as it is. Both are `nan` where any main metric is, and their `n` is the rows of all tasks.
+    """
+
+    tasks: dict[str, dict[str, Estimate]]
+    score: Estimate
+    plain_mean: Estimate
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain numbers for a JSON file; `nan` is None."""
+        return {
+            "tasks": {
+                name: {metric: {**_limits(found), "n": found.n} for metric, found in metrics.items()}
+                for name, metrics in self.tasks.items()
+            },
+            "score": _limits(self.score),
+            "plain_mean": _limits(self.plain_mean),
+        }
+
+
+def point_scores(answers: Mapping[str, TaskAnswers]) -> PointScores:
+    """Scores of tasks by name, without intervals: cheap enough for every epoch. Raises `UsageError` without tasks."""
+    check_tasks(answers)
+    tasks = {
+        name: {metric: float(FUNCTIONS[metric](task.predictions, task.targets)) for metric in METRICS[task.kind]}
+        for name, task in answers.items()
+    }
+    main = {name: tasks[name][task.metric] for name, task in answers.items()}
+    metrics, values = [task.metric for task in answers.values()], np.array(list(main.values()))
+    return PointScores(tasks, main, float(mean_score(metrics, values)), float(values.mean()))
+
+
+def score_tasks(answers: Mapping[str, TaskAnswers], *, seed: int) -> Scores:
+    """Scores of tasks by name, with intervals. Raises `UsageError` without tasks.
+
+    Tasks are resampled independently, each from its own random stream, so that a task's interval does not depend on
+    the tasks beside it.
+    """
+    points = point_scores(answers)
+    tasks = {
+        name: {
+            metric: metric_estimate(
+                metric, task.predictions, task.targets, numpy_stream(seed, "bootstrap", name, metric)
+            )
+            for metric in METRICS[task.kind]
+        }
+        for name, task in answers.items()
+    }
+    draws = np.stack([tasks[name][task.metric].draws for name, task in answers.items()])
+    metrics, rows = [task.metric for task in answers.values()], sum(map(len, answers.values()))
+    return Scores(
+        tasks,
+        score=estimate(points.score, mean_score(metrics, draws), rows),
+        plain_mean=estimate(points.plain_mean, draws.mean(axis=0), rows),
+    )
+
+
+def mean_score(metrics: Sequence[str], values: Floats) -> Floats:
+    """Mean over tasks of values (tasks, ...), with correlations brought from [-1, 1] to [0, 1]: (...)."""
+    correlation = np.array([metric in CORRELATIONS for metric in metrics]).reshape(-1, *[1] * (values.ndim - 1))
+    return np.asarray(np.where(correlation, (values + 1) / 2, values).mean(axis=0))
+
+
+def check_tasks(answers: Mapping[str, TaskAnswers]) -> None:
+    """Raise `UsageError` where there is nothing to take a mean of."""
+    if not answers:
+        raise UsageError("scores: got answers of no task; give those of at least one")
+
+
+def _limits(found: Estimate) -> dict[str, float | None]:
+    numbers = {"value": found.value, "low": found.low, "high": found.high}
+    return {name: None if isnan(number) else number for name, number in numbers.items()}

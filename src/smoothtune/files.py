@@ -1,0 +1,80 @@
+"""Writing files and folders so that none is ever half there: written aside, synced, renamed. Imports nothing of ours but errors."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from smoothtune.errors import SmoothtuneError
+
+
+class WriteError(SmoothtuneError):
+    """A file could not be written (exit code 1)."""
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` whole or not at all. Raises `WriteError` naming the file and the cause."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        number, aside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        try:
+            with os.fdopen(number, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(aside).chmod(0o666 & ~_umask())
+            os.replace(aside, path)
+        finally:
+            Path(aside).unlink(missing_ok=True)
+    except OSError as error:
+        raise WriteError(f"{path}: cannot be written: {error.strerror}; free space or choose another folder") from None
+
+
+@contextmanager
+def folder_aside(target: Path) -> Iterator[Path]:
+    """A new empty folder to fill; at the end it becomes `target`, which is replaced if it was there.
+
+    Raises `WriteError` naming the folder and the cause.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+        try:
+            yield aside
+            aside.chmod(0o777 & ~_umask())
+            for file in aside.rglob("*"):
+                _sync(file)
+            _swap(aside, target)
+            _sync(target.parent)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+    except OSError as error:
+        raise WriteError(f"{target}: cannot be written: {error.strerror}; free space or choose another folder") from None
+
+
+def _swap(new: Path, target: Path) -> None:
+    if not target.exists():
+        new.rename(target)
+        return
+    old = new.with_suffix(".old")
+    target.rename(old)
+    new.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,137 @@
+"""A trained model as its user sees it: task names and texts in, labels and numbers out. Knows nothing of training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+
+from smoothtune.config.experiment import ModelConfig, trunk_options
+from smoothtune.data.batching import Examples
+from smoothtune.data.tokenising import encode, in_memory, load_tokenizer, windows
+from smoothtune.errors import UsageError
+from smoothtune.inference.answering import answer_examples, decide, probabilities
+from smoothtune.nn.folder import read_model_folder
+from smoothtune.nn.model import MultiTaskModel
+from smoothtune.runtime.device import pick_device, pick_dtype
+from smoothtune.types import Kind
+
+Texts = Iterable[str] | Iterable[Sequence[str]]
+WINDOW = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """Answers in the order of the texts.
+
+    `values` are labels (text), or numbers for regression; `probabilities` (N, C) go with `labels`, None for regression.
+    """
+
+    values: list[str] | list[float]
+    labels: tuple[str, ...] | None
+    probabilities: np.ndarray | None
+
+
+class Model:
+    """Loads a model folder and answers any of its tasks."""
+
+    def __init__(
+        self,
+        network: MultiTaskModel,
+        config: ModelConfig,
+        labels: dict[str, tuple[str, ...] | None],
+        tokenizer: Tokenizer,
+        *,
+        dtype: torch.dtype,
+    ) -> None:
+        self.network = network
+        self.config = config
+        self.labels = labels
+        self.tokenizer = tokenizer
+        self.dtype = dtype
+
+    @classmethod
+    def load(cls, folder: str | Path, *, device: str = "auto") -> Model:
+        """The model of a run folder or model folder. Raises `ModelFileError` when it is neither."""
+        path = Path(folder)
+        path = path / "model" if (path / "model" / "config.toml").is_file() else path
+        found = read_model_folder(path)
+        target = pick_device(device)
+        tokenizer = load_tokenizer(path)
+        return cls(
+            found.model.to(target), found.config, found.labels, tokenizer, dtype=pick_dtype("auto", target)
+        )
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The names of the tasks it answers."""
+        return tuple(self.config.tasks)
+
+    def kind(self, task: str) -> Kind:
+        """The kind of a task. Raises `UsageError` for a task it does not have."""
+        self._check(task)
+        return self.config.tasks[task].kind
+
+    def columns(self, task: str) -> tuple[str, ...]:
+        """The text columns of a task, as its training file named them."""
+        self._check(task)
+        return self.config.tasks[task].text
+
+    def predict(self, task: str, texts: Texts, *, batch_size: int = 64) -> list[str] | list[float]:
+        """Labels (text) or numbers, one per text or pair, in order.
+
+        `texts` are strings for a task of one text, and sequences of two strings for pairs. Raises `UsageError` for an
+        unknown task or texts of the wrong form.
+        """
+        parts = [found.values for found in self.predict_windows(task, texts, batch_size=batch_size)]
+        return list(chain.from_iterable(parts))  # type: ignore[arg-type,return-value]
+
+    def predict_probabilities(self, task: str, texts: Texts, *, batch_size: int = 64) -> np.ndarray:
+        """Class probabilities (N, C), columns in the order of `labels[task]`. Raises `UsageError` for a regression."""
+        if self.kind(task) == "regression":
+            raise UsageError(f"task {task!r} is a regression and has no probabilities; use `predict`")
+        parts = [found.probabilities for found in self.predict_windows(task, texts, batch_size=batch_size)]
+        return np.concatenate(parts) if parts else np.empty((0, len(self.labels[task] or ())))
+
+    def predict_windows(self, task: str, texts: Texts, *, batch_size: int = 64) -> Iterable[Predictions]:
+        """Answers for texts of any number, a few thousand at a time: memory does not grow with them."""
+        self._check(task)
+        for window in windows(self._rows(task, texts), WINDOW):
+            yield self.answer(task, window, batch_size)
+
+    def answer(self, task: str, rows: list[tuple[str, ...]], batch_size: int = 64) -> Predictions:
+        shape = self.config.tasks[task]
+        reads = trunk_options(task, shape, self.config.trunks).input
+        columns = in_memory(encode(self.tokenizer, rows, reads, self.config.encoder.max_length))
+        numbers = np.arange(len(rows), dtype=np.int32)
+        examples = Examples(
+            task, reads, columns, None, numbers, numbers,
+            pad_id=int(self.network.encoder.architecture.get("pad_token_id") or 0),
+            limit=self.config.encoder.max_length,
+        )  # fmt: skip
+        logits = answer_examples(self.network, examples, dtype=self.dtype, batch_size=batch_size)
+        found = decide(shape.kind, logits)
+        labels = self.labels[task]
+        if labels is None:
+            return Predictions([float(value) for value in found], None, None)
+        return Predictions([labels[number] for number in found], labels, probabilities(shape.kind, logits))
+
+    def _rows(self, task: str, texts: Texts) -> Iterable[tuple[str, ...]]:
+        wanted = len(self.config.tasks[task].text)
+        if isinstance(texts, str):
+            raise UsageError(f"task {task!r}: expected a list of texts, got one string")
+        for number, item in enumerate(texts):
+            row = (item,) if isinstance(item, str) else tuple(item)
+            if len(row) != wanted or not all(isinstance(text, str) for text in row):
+                form = "a string" if wanted == 1 else "two strings"
+                raise UsageError(f"task {task!r}, text {number}: expected {form}, got {item!r}")
+            yield row
+
+    def _check(self, task: str) -> None:
+        if task not in self.config.tasks:
+            raise UsageError(f"this model has no task {task!r}; its tasks: {', '.join(self.tasks)}")

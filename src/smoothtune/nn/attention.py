@@ -1,0 +1,50 @@
+"""Multi-head self-attention with one fused projection. Knows nothing of layers, checkpoints or training."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from smoothtune.nn.dropout import Dropout
+
+
+class SelfAttention(nn.Module):
+    """softmax(Q K^T / sqrt(d)) V over `heads` heads of d = D / heads features (Vaswani et al., 2017, section 3.2).
+
+    Q, K and V come from one Linear(D, 3D), in this order. In eval mode the fused kernel of torch is used; in training
+    mode the steps are written out, because dropout masks come from our own streams and the backward pass of the fused
+    CPU kernel is slow. The choice follows `training` alone, so that a pass with gradients equals one without.
+    """
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.dropout = Dropout(dropout)
+        self.output = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """`x` (R, T, D) and `mask` (R, T) bool, at least one True per row, to (R, T, D)."""
+        rows, tokens, width = x.shape
+        heads = self.qkv(x).view(rows, tokens, 3, self.heads, width // self.heads)
+        query, key, value = (part.transpose(1, 2) for part in heads.unbind(2))  # each (R, H, T, d)
+        mix = self._mix_with_dropout if self.training else _mix
+        mixed: Tensor = self.output(mix(query, key, value, mask).transpose(1, 2).reshape(rows, tokens, width))
+        return mixed
+
+    def _mix_with_dropout(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+        """The same as `_mix`, step by step, with dropout on the probabilities."""
+        rows, heads, tokens, size = query.shape
+        flat = rows * heads
+        bias = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, -torch.inf)
+        bias = bias[:, None, None, :].expand(rows, heads, 1, tokens).reshape(flat, 1, tokens)
+        query, key, value = (part.reshape(flat, tokens, size) for part in (query, key, value))
+        scores = torch.baddbmm(bias, query, key.transpose(1, 2), alpha=size**-0.5)  # (R * H, T, T)
+        kept: Tensor = self.dropout(scores.softmax(-1))
+        return torch.bmm(kept, value).view(rows, heads, tokens, size)
+
+
+def _mix(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+    """Values (R, H, T, d) mixed over the real tokens of each row."""
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None, None, :])

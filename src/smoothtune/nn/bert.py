@@ -1,0 +1,194 @@
+"""Our own BERT encoder (Devlin et al., 2019, section 3), without a pooler.
+
+It reads any checkpoint of the BERT architecture. It knows nothing of files, tasks or training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from smoothtune.errors import ModelFileError
+from smoothtune.nn.attention import SelfAttention
+from smoothtune.nn.dropout import Dropout, name_places
+from smoothtune.nn.encoder import Encoded, Encoder, matched_state, perturbed
+from smoothtune.types import Tokens
+
+# What BERT-base has; config.json files of early checkpoints leave some of these out.
+_DEFAULTS: dict[str, Any] = {
+    "vocab_size": 30522,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "hidden_act": "gelu",
+    "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.1,
+    "max_position_embeddings": 512,
+    "type_vocab_size": 2,
+    "initializer_range": 0.02,
+    "layer_norm_eps": 1e-12,
+}
+_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "gelu": nn.GELU,
+    "gelu_new": lambda: nn.GELU(approximate="tanh"),
+    "relu": nn.ReLU,
+}
+_HUB_NAMES = {
+    "embeddings.word": "embeddings.word_embeddings",
+    "embeddings.position": "embeddings.position_embeddings",
+    "embeddings.segment": "embeddings.token_type_embeddings",
+    "embeddings.norm": "embeddings.LayerNorm",
+}
+_HUB_LAYER_NAMES = {
+    "attention.output": "attention.output.dense",
+    "attention_norm": "attention.output.LayerNorm",
+    "up": "intermediate.dense",
+    "down": "output.dense",
+    "output_norm": "output.LayerNorm",
+}
+_HUB_QKV = tuple(f"attention.self.{part}" for part in ("query", "key", "value"))
+
+
+def native_obstacle(architecture: Mapping[str, Any]) -> str | None:
+    """Why this BERT cannot be built from `architecture`, as `key is value` with what it can do; None if it can."""
+    settings = {**_DEFAULTS, **architecture}
+    width, heads = settings["hidden_size"], settings["num_attention_heads"]
+    if settings.get("model_type", "bert") != "bert":
+        return f"model_type is {settings['model_type']!r}, not 'bert'"
+    if settings.get("position_embedding_type", "absolute") != "absolute":
+        return f"position_embedding_type is {settings['position_embedding_type']!r}, not 'absolute'"
+    if settings["hidden_act"] not in _ACTIVATIONS:
+        return f"hidden_act is {settings['hidden_act']!r}, not one of {', '.join(_ACTIVATIONS)}"
+    if settings.get("is_decoder"):
+        return "is_decoder is true, but an encoder reads in both directions"
+    return f"hidden_size {width} is not a multiple of num_attention_heads {heads}" if width % heads else None
+
+
+class BertEmbeddings(nn.Module):
+    """Word + position + segment, normalised, with dropout."""
+
+    def __init__(self, settings: Mapping[str, Any], dropout: float) -> None:
+        super().__init__()
+        width = settings["hidden_size"]
+        self.word = nn.Embedding(settings["vocab_size"], width)
+        self.position = nn.Embedding(settings["max_position_embeddings"], width)
+        self.segment = nn.Embedding(settings["type_vocab_size"], width)
+        self.norm = nn.LayerNorm(width, eps=settings["layer_norm_eps"])
+        self.dropout = Dropout(dropout)
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        """(R, T) token ids to (R, T, D). Without segments, or in a checkpoint with one, all tokens are of segment 0."""
+        segmented = tokens.segments is not None and self.segment.num_embeddings > 1
+        segment = self.segment(tokens.segments) if segmented else self.segment.weight[0]
+        places = self.position.weight[: tokens.input_ids.shape[1]] + segment
+        embedded: Tensor = self.dropout(self.norm(self.word(tokens.input_ids) + places))
+        return embedded
+
+
+class BertLayer(nn.Module):
+    """Self-attention, then a two-layer MLP; each with dropout, a residual sum and LayerNorm after it."""
+
+    def __init__(self, settings: Mapping[str, Any], dropout: float, attention_dropout: float) -> None:
+        super().__init__()
+        width, inner, eps = settings["hidden_size"], settings["intermediate_size"], settings["layer_norm_eps"]
+        self.attention = SelfAttention(width, settings["num_attention_heads"], attention_dropout)
+        self.attention_drop = Dropout(dropout)
+        self.attention_norm = nn.LayerNorm(width, eps=eps)
+        self.up = nn.Linear(width, inner)
+        self.activation = _ACTIVATIONS[settings["hidden_act"]]()
+        self.down = nn.Linear(inner, width)
+        self.output_drop = Dropout(dropout)
+        self.output_norm = nn.LayerNorm(width, eps=eps)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """`x` (R, T, D) and `mask` (R, T) bool to (R, T, D)."""
+        x = self.attention_norm(x + self.attention_drop(self.attention(x, mask)))
+        y: Tensor = self.output_norm(x + self.output_drop(self.down(self.activation(self.up(x)))))
+        return y
+
+
+class BertEncoder(Encoder):
+    """BERT with fresh weights (normal, of the checkpoint's `initializer_range`, drawn from torch's global generator).
+
+    `architecture` is the checkpoint's config.json as a dict; `dropout` and `attention_dropout` override its rates.
+    Raises `ModelFileError` for an architecture this class does not have.
+    """
+
+    layers_path = "layers"
+
+    def __init__(
+        self, architecture: Mapping[str, Any], dropout: float | None = None, attention_dropout: float | None = None
+    ) -> None:
+        super().__init__()
+        obstacle = native_obstacle(architecture)
+        if obstacle is not None:
+            raise ModelFileError(f'config.json: {obstacle}; set encoder.implementation = "transformers" for this one')
+        settings = {**_DEFAULTS, **architecture}
+        rate = settings["hidden_dropout_prob"] if dropout is None else dropout
+        attention_rate = settings["attention_probs_dropout_prob"] if attention_dropout is None else attention_dropout
+        self.architecture = dict(architecture)
+        self.width = settings["hidden_size"]
+        self.depth = settings["num_hidden_layers"]
+        self.max_tokens = settings["max_position_embeddings"]
+        self.embeddings = BertEmbeddings(settings, rate)
+        self.layers = nn.ModuleList(BertLayer(settings, rate, attention_rate) for _ in range(self.depth))
+        name_places(self)
+        _draw_weights(self, settings["initializer_range"])
+
+    def forward(
+        self, tokens: Tokens, *, perturbation: Tensor | None = None, layer: int = 0, keep_inputs: bool = False
+    ) -> Encoded:
+        """See `Encoder.forward`."""
+        self.check(tokens, layer)
+        x = self.embeddings(tokens)
+        inputs = []
+        for number, block in enumerate(self.layers):
+            if perturbation is not None and number == layer:
+                x = perturbed(x, perturbation)
+            if keep_inputs:
+                inputs.append(x)
+            x = block(x, tokens.mask)
+        return Encoded(x, tuple(inputs))
+
+    def hub_state(self) -> dict[str, Tensor]:
+        """See `Encoder.hub_state`."""
+        return {hub_name: view.clone() for hub_name, view in self._hub_views().items()}
+
+    @torch.no_grad()
+    def load_hub_state(self, state: Mapping[str, Tensor]) -> None:
+        """See `Encoder.load_hub_state`."""
+        views = self._hub_views()
+        fitting = matched_state(state, views, prefix="bert.", layers_path="encoder.layer")
+        for hub_name, view in views.items():
+            view.copy_(fitting[hub_name])
+
+    def _hub_views(self) -> dict[str, Tensor]:
+        """Detached views of the weights, under transformers' names."""
+        views: dict[str, Tensor] = {}
+        for name, parameter in self.named_parameters():
+            names = _hub_names(name)
+            views.update(zip(names, parameter.detach().chunk(len(names)), strict=True))
+        return views
+
+
+def _hub_names(name: str) -> tuple[str, ...]:
+    """The names in transformers of our parameter `name`: three for the fused projection, else one."""
+    module, _, leaf = name.rpartition(".")
+    if not module.startswith("layers."):
+        return (f"{_HUB_NAMES[module]}.{leaf}",)
+    _, number, inside = module.split(".", 2)
+    modules = _HUB_QKV if inside == "attention.qkv" else (_HUB_LAYER_NAMES[inside],)
+    return tuple(f"encoder.layer.{number}.{module}.{leaf}" for module in modules)
+
+
+def _draw_weights(model: nn.Module, spread: float) -> None:
+    """Weights as BERT draws them: normal, biases zero, LayerNorm left at one and zero."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=spread)
+        if isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,36 @@
+"""Dropout whose masks come from named streams, so that a pass can be replayed. Knows nothing of training."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from smoothtune.runtime.random import keep_mask
+
+
+class Dropout(nn.Module):
+    """Inverted dropout (Srivastava et al., 2014) at a named `place`.
+
+    The model sets `place` to the module's path; outside a pass the mask comes from torch's global generator.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+        self.place = ""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` of any shape; in eval mode, or at rate 0, `x` itself."""
+        if not self.training or self.rate == 0:
+            return x
+        keep = keep_mask(self.place, x.shape, self.rate, x.device)
+        return x * keep.to(x.dtype).mul_(1 / (1 - self.rate))
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate}"
+
+
+def name_places(model: nn.Module) -> None:
+    """Give every `Dropout` inside `model` its module path as its place."""
+    for path, module in model.named_modules():
+        if isinstance(module, Dropout):
+            module.place = path

@@ -1,0 +1,126 @@
+"""The model folder: config.toml, encoder.json, labels.json, model.safetensors, tokenizer.json, provenance.json.
+
+Everything a model needs to answer, and nothing that runs. Knows nothing of training.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from smoothtune.config.experiment import ModelConfig
+from smoothtune.config.problems import problems_of
+from smoothtune.errors import ModelFileError
+from smoothtune.files import folder_aside
+from smoothtune.nn.model import MultiTaskModel, build_model
+from smoothtune.nn.pretrained import build_encoder
+
+FORMAT = 1
+Labels = Mapping[str, tuple[str, ...] | None]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFolder:
+    """What a model folder holds, read."""
+
+    model: MultiTaskModel
+    config: ModelConfig
+    labels: dict[str, tuple[str, ...] | None]
+    provenance: dict[str, Any]
+
+
+def write_model_folder(
+    folder: Path,
+    model: MultiTaskModel,
+    config: ModelConfig,
+    labels: Labels,
+    *,
+    tokenizer: str,
+    provenance: Mapping[str, Any],
+) -> None:
+    """Write the folder whole or not at all, replacing an older one. `tokenizer` is the text of tokenizer.json."""
+    with folder_aside(folder) as aside:
+        table = config.model_dump(mode="json", exclude_none=True)
+        (aside / "config.toml").write_text(tomli_w.dumps(table), encoding="utf-8")
+        _write_json(aside / "encoder.json", model.encoder.architecture)
+        _write_json(aside / "labels.json", labels)
+        _write_json(aside / "provenance.json", provenance)
+        (aside / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
+        state = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
+        save_file(state, aside / "model.safetensors", metadata={"format": str(FORMAT)})
+
+
+def read_model_folder(folder: Path) -> ModelFolder:
+    """The model of a folder, in eval mode. Raises `ModelFileError` naming the file that is missing or does not fit."""
+    if not (folder / "config.toml").is_file():
+        raise ModelFileError(f"{folder}: is not a model folder (it has no config.toml); give RUN/model or a run folder")
+    config = _read_config(folder / "config.toml")
+    labels = _read_labels(folder / "labels.json", config)
+    architecture = read_json(folder / "encoder.json")
+    try:
+        encoder = build_encoder(architecture, config.encoder)
+        model = build_model(encoder, config.tasks, config.trunks, labels, seed=0)
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+    except FileNotFoundError:
+        raise ModelFileError(f"{folder / 'model.safetensors'}: is missing; the folder is not complete") from None
+    except (SafetensorError, RuntimeError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelFileError(f"{folder / 'model.safetensors'}: does not fit config.toml: {reason}") from None
+    return ModelFolder(model.eval(), config, labels, read_json(folder / "provenance.json"))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object of a file. Raises `ModelFileError` naming the file when it is missing or is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelFileError(f"{path}: is missing; the folder is not complete") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ModelFileError(f"{path}: cannot be read as JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise ModelFileError(f"{path}: holds no JSON object")
+    return found
+
+
+def _read_config(path: Path) -> ModelConfig:
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ModelFileError(f"{path}: cannot be read as TOML: {error}") from None
+    if table.get("format") != FORMAT:
+        raise ModelFileError(
+            f"{path}: is of format {table.get('format')!r}, this smoothtune reads format {FORMAT}; "
+            "use the release that wrote it"
+        )
+    try:
+        return ModelConfig.model_validate(table)
+    except ValidationError as error:
+        problems = "; ".join(str(problem) for problem in problems_of(error, ModelConfig))
+        raise ModelFileError(f"{path}: {problems}") from None
+
+
+def _read_labels(path: Path, config: ModelConfig) -> dict[str, tuple[str, ...] | None]:
+    found = read_json(path)
+    labels: dict[str, tuple[str, ...] | None] = {}
+    for name, task in config.tasks.items():
+        entry = found.get(name)
+        if task.kind == "regression":
+            labels[name] = None
+            continue
+        if not isinstance(entry, list) or len(entry) < 2 or not all(isinstance(label, str) for label in entry):
+            raise ModelFileError(f"{path}: task {name} needs a list of at least two labels, got {entry!r}")
+        labels[name] = tuple(entry)
+    return labels
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

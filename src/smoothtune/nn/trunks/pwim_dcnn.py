@@ -1,0 +1,50 @@
+"""The pairwise word interaction trunk with a plain deep CNN (Wang's Table 2). Knows nothing of its task."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from smoothtune.config import trunks as config
+from smoothtune.nn.dropout import Dropout
+from smoothtune.nn.grid import drop_cells, grid_max, halve_grid
+from smoothtune.nn.masked_norm import MaskedBatchNorm2d
+from smoothtune.nn.trunks.similarity_cube import CHANNELS, similarity_cube
+
+FEATURES = 128
+
+
+class PwimDcnnTrunk(nn.Module):
+    """Similarity cube, `depth` convolutions 3 x 3 halved by max pooling, the largest value of each channel, F = 128.
+
+    Each layer is convolution, masked batch norm, ReLU, max pooling and dropout, the last pooling being global. Odd
+    sides are rounded up when halved, so texts of one token work; `nn.MaxPool2d` as the table has it refuses short ones.
+    Source: Wang, section 3.3 and Table 2, whose two linear layers are the output's.
+    """
+
+    def __init__(self, options: config.PwimDcnnTrunk, width: int) -> None:
+        super().__init__()
+        self.features = FEATURES
+        channels = _channels(options.depth)
+        self.convolutions = nn.ModuleList(nn.Conv2d(*sizes, 3, padding=1) for sizes in pairwise(channels))
+        self.norms = nn.ModuleList(MaskedBatchNorm2d(size) for size in channels[1:])
+        self.dropouts = nn.ModuleList(Dropout(options.dropout) for _ in channels[1:])
+
+    def forward(self, states_a: Tensor, mask_a: Tensor, states_b: Tensor, mask_b: Tensor) -> Tensor:
+        """`states_a` (B, Ta, D), `mask_a` (B, Ta), `states_b` (B, Tb, D), `mask_b` (B, Tb) to (B, 128)."""
+        grid, cells = similarity_cube(states_a, mask_a, states_b, mask_b)
+        layers = list(zip(self.convolutions, self.norms, self.dropouts, strict=True))
+        for convolution, norm, dropout in layers[:-1]:
+            grid, cells = halve_grid(F.relu(norm(convolution(grid), cells)), cells)
+            grid = drop_cells(dropout, grid)
+        convolution, norm, dropout = layers[-1]
+        features: Tensor = dropout(grid_max(F.relu(norm(convolution(grid), cells)), cells))
+        return features
+
+
+def _channels(depth: int) -> list[int]:
+    """The channels of Table 2 cut or lengthened to `depth` convolutions: what enters, what each gives, 128 last."""
+    inner = [128, 164] + [192] * depth
+    return [CHANNELS, *inner[: depth - 1], FEATURES]

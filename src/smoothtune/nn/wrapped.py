@@ -1,0 +1,165 @@
+"""Other encoders of transformers behind our seam, entered through hooks.
+
+It knows the model only by its structure: a module `embeddings`, and one list of as many layers as the configuration
+says. It knows nothing of files, tasks or training.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel
+
+from smoothtune.errors import ModelFileError
+from smoothtune.nn.encoder import Encoded, Encoder, matched_state, perturbed
+from smoothtune.runtime.random import seeded_globally
+from smoothtune.types import Tokens
+
+_HIDDEN_RATES = ("hidden_dropout_prob", "hidden_dropout", "dropout", "embedding_dropout", "mlp_dropout")
+_ATTENTION_RATES = ("attention_probs_dropout_prob", "attention_dropout")
+
+
+class WrappedEncoder(Encoder):
+    """An encoder of `transformers.AutoModel` with fresh weights, without its pooler.
+
+    Dropout masks come from torch's global generator, which is seeded from the pass under way and put back after it.
+    Raises `ModelFileError` for a model that is not an encoder of this structure, or has no such dropout to override.
+    """
+
+    def __init__(
+        self, architecture: Mapping[str, Any], dropout: float | None = None, attention_dropout: float | None = None
+    ) -> None:
+        super().__init__()
+        config = _configuration(architecture)
+        _override(config, "dropout", dropout, _HIDDEN_RATES)
+        _override(config, "attention_dropout", attention_dropout, _ATTENTION_RATES)
+        self.architecture = dict(architecture)
+        self.model: Any = _build(config)
+        inside = _layers_path(self.model, config)
+        self.layers_path = f"model.{inside}"
+        self.width = config.hidden_size
+        self.depth = config.num_hidden_layers
+        self.max_tokens = _max_tokens(self.model.embeddings)
+        accepts = inspect.signature(self.model.forward).parameters
+        self._reads_segments = "token_type_ids" in accepts and getattr(config, "type_vocab_size", 0) > 1
+        if getattr(self.model, "pooler", None) is not None:
+            self.model.pooler = None
+
+    def forward(
+        self, tokens: Tokens, *, perturbation: Tensor | None = None, layer: int = 0, keep_inputs: bool = False
+    ) -> Encoded:
+        """See `Encoder.forward`. Hooks live for this pass only; a model may not run two passes at the same time."""
+        self.check(tokens, layer)
+        given = {"input_ids": tokens.input_ids, "attention_mask": tokens.mask.long()}
+        if self._reads_segments and tokens.segments is not None:
+            given["token_type_ids"] = tokens.segments
+        inputs: list[Tensor] = []
+        with ExitStack() as during:
+            if perturbation is not None:
+                during.enter_context(self._perturb(perturbation, layer))
+            for block in self._layers() if keep_inputs else ():
+                during.enter_context(_on_input(block, inputs.append))
+            if self.training:
+                during.enter_context(seeded_globally("encoder", tokens.input_ids.device))
+            states: Tensor = self.model(**given, return_dict=True).last_hidden_state
+        return Encoded(states, tuple(inputs))
+
+    def hub_state(self) -> dict[str, Tensor]:
+        """See `Encoder.hub_state`."""
+        return {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+
+    def load_hub_state(self, state: Mapping[str, Tensor]) -> None:
+        """See `Encoder.load_hub_state`."""
+        expected = self.model.state_dict()
+        prefix = f"{self.model.base_model_prefix}."
+        inside = self.layers_path.removeprefix("model.")
+        self.model.load_state_dict(matched_state(state, expected, prefix=prefix, layers_path=inside))
+
+    def _layers(self) -> nn.ModuleList:
+        return cast(nn.ModuleList, self.get_submodule(self.layers_path))
+
+    def _perturb(self, perturbation: Tensor, layer: int) -> Any:
+        """The hook that adds the perturbation: after the embeddings, or before a later layer."""
+        if layer > 0:
+            return _on_input(self._layers()[layer], lambda x: perturbed(x, perturbation))
+        # ELECTRA and its kin bring narrow embeddings to the width of the layers in a module of their own.
+        site = getattr(self.model, "embeddings_project", self.model.embeddings)
+        return site.register_forward_hook(lambda module, arguments, x: perturbed(x, perturbation))
+
+
+def _on_input(block: nn.Module, see: Callable[[Tensor], Tensor | None]) -> Any:
+    """Show the input of `block` to `see`; what `see` returns, if anything, takes its place."""
+
+    def hook(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        x = arguments[0] if arguments else named["hidden_states"]
+        new = see(x)
+        if new is None:
+            return None
+        return ((new, *arguments[1:]), named) if arguments else (arguments, {**named, "hidden_states": new})
+
+    return block.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+def _configuration(architecture: Mapping[str, Any]) -> Any:
+    kind = architecture.get("model_type")
+    if kind is None:
+        raise ModelFileError(
+            'config.json: it has no model_type; add it, or set encoder.implementation = "native" if this is a BERT'
+        )
+    try:
+        return type(AutoConfig.for_model(kind)).from_dict(dict(architecture))
+    except ValueError as error:
+        raise ModelFileError(
+            f"config.json: transformers has no model_type {kind!r}; models that bring code of their own are not run; "
+            "choose an encoder that the installed transformers knows"
+        ) from error
+
+
+def _build(config: Any) -> Any:
+    try:
+        return AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    except ValueError as error:
+        raise ModelFileError(
+            f"config.json: no encoder can be made of model_type {config.model_type!r}: {error}; choose another encoder"
+        ) from error
+
+
+def _override(config: Any, option: str, rate: float | None, names: tuple[str, ...]) -> None:
+    """Set every field of `names` that the configuration has."""
+    if rate is None:
+        return
+    present = [name for name in names if hasattr(config, name)]
+    if not present:
+        raise ModelFileError(
+            f"encoder.{option}: encoders of model_type {config.model_type!r} have no such rate; leave the option out"
+        )
+    for name in present:
+        setattr(config, name, rate)
+
+
+def _layers_path(model: nn.Module, config: Any) -> str:
+    """The path of the one list of `num_hidden_layers` layers in `model`."""
+    count = getattr(config, "num_hidden_layers", None)
+    every = [
+        path for path, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module) == count
+    ]
+    outer: list[str] = [path for path in every if not any(path.startswith(f"{other}.") for other in every)]
+    if len(outer) != 1 or not isinstance(getattr(model, "embeddings", None), nn.Module):
+        raise ModelFileError(
+            f"config.json: a model of model_type {config.model_type!r} has not the structure of an encoder (a module "
+            f"`embeddings` and one list of {count} layers); choose an encoder such as RoBERTa, DeBERTa or ModernBERT"
+        )
+    return outer[0]
+
+
+def _max_tokens(embeddings: Any) -> int | None:
+    """The rows of the position table, less those that RoBERTa and its kin leave unused up to the padding index."""
+    table = getattr(embeddings, "position_embeddings", None)
+    if not isinstance(table, nn.Embedding):
+        return None
+    return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)

@@ -1,0 +1,1 @@
+"""Losses, divergences, weighting, and the seam for regularisers: functions of tensors. Sees neither models nor data."""

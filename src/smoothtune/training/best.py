@@ -1,0 +1,39 @@
+"""Keeps the best state of what trains, in memory. Knows nothing of values: it is told when to keep."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+
+class BestState:
+    """A copy of the named parameters, and of all buffers (running statistics), of a model."""
+
+    def __init__(self, model: nn.Module, names: Iterable[str]) -> None:
+        self._model = model
+        self._names = [*names, *(name for name, _ in model.named_buffers())]
+        self._kept: dict[str, Tensor] = {}
+
+    @property
+    def kept(self) -> bool:
+        """Whether there is a state to go back to."""
+        return bool(self._kept)
+
+    def keep(self) -> None:
+        """Copy the present state, in place of the one before."""
+        state = self._model.state_dict()
+        for name in self._names:
+            if name in self._kept:
+                self._kept[name].copy_(state[name])
+            else:
+                self._kept[name] = state[name].detach().clone()
+
+    def restore(self, prefix: str = "") -> None:
+        """Put the kept state back where names begin with `prefix`; without a kept state nothing happens."""
+        state = self._model.state_dict()
+        with torch.no_grad():
+            for name, tensor in self._kept.items():
+                if name.startswith(prefix):
+                    state[name].copy_(tensor)

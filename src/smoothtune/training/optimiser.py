@@ -1,0 +1,61 @@
+"""AdamW over parameter groups, and the learning rate over the steps. Knows nothing of what the parameters mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+
+from smoothtune.config.stage import Rates, Stage
+from smoothtune.nn.model import MultiTaskModel
+
+_NO_DECAY = ("bias", "norm", "log_variance")
+
+
+def parameter_groups(
+    model: MultiTaskModel, weighting: nn.Module, chosen: Mapping[str, nn.Parameter], stage: Stage
+) -> list[dict[str, Any]]:
+    """Groups of equal learning rate and decay; biases, norms and loss weights are not decayed.
+
+    With `layer_decay` d, encoder depth k of L has rate * d^(L + 1 - k) (Howard and Ruder, 2018; Clark et al., 2020).
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in chosen.items():
+        rate = _rate(model, name, stage)
+        decay = 0.0 if parameter.ndim < 2 or any(mark in name.lower() for mark in _NO_DECAY) else stage.weight_decay
+        groups.setdefault((rate, decay), []).append(parameter)
+    trained = [parameter for parameter in weighting.parameters() if parameter.requires_grad]
+    if trained:
+        groups.setdefault((stage.learning_rate.outputs, 0.0), []).extend(trained)
+    return [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()]
+
+
+def _rate(model: MultiTaskModel, name: str, stage: Stage) -> float:
+    rates: Rates = stage.learning_rate
+    part, _, rest = name.partition(".")
+    if part != "encoder":
+        return rates.trunks if part == "trunks" else rates.outputs
+    above = model.encoder.depth + 1 - model.encoder.depth_of(rest)
+    return rates.encoder * stage.layer_decay ** max(above - 1, 0)
+
+
+def build_optimiser(groups: list[dict[str, Any]]) -> AdamW:
+    """AdamW (Loshchilov and Hutter, 2019), fused."""
+    return AdamW(groups, fused=True)
+
+
+def rate_at(step: int, *, warmup: int, total: int) -> float:
+    """The factor of the learning rate at a step counted from 0: linear rise over `warmup` steps, linear fall to 0 at `total`."""
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    return max(0.0, (total - step) / max(1, total - warmup))
+
+
+def build_rates(optimiser: torch.optim.Optimizer, *, warmup_share: float, total: int) -> LambdaLR:
+    """The learning-rate schedule over `total` optimiser steps."""
+    warmup = round(warmup_share * total)
+    return LambdaLR(optimiser, lambda step: rate_at(step, warmup=warmup, total=total))

@@ -1,0 +1,43 @@
+"""Early stopping by threshold and patience. Knows nothing of models: it is told values and says what to do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+
+class Stopping:
+    """Follows one value over the epochs.
+
+    A value improves when it beats the best by more than `threshold`; after `patience` epochs in a row without
+    improvement the value has finished (Wang, section 4.3, item 1). Without patience it never finishes.
+    """
+
+    def __init__(self, *, patience: int | None, threshold: float) -> None:
+        self.patience = patience
+        self.threshold = threshold
+        self.best = -math.inf
+        self.waited = 0
+
+    def improves(self, value: float) -> bool:
+        """Take the value of one epoch; whether it is the new best. A value that is not a number never is."""
+        if math.isfinite(value) and value > self.best + self.threshold:
+            self.best, self.waited = value, 0
+            return True
+        self.waited += 1
+        return False
+
+    @property
+    def finished(self) -> bool:
+        """Whether patience is spent."""
+        return self.patience is not None and self.waited >= self.patience
+
+    def state_dict(self) -> dict[str, Any]:
+        """Best value and epochs waited."""
+        return {"best": self.best if math.isfinite(self.best) else None, "waited": self.waited}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state`."""
+        self.best = -math.inf if state["best"] is None else float(state["best"])
+        self.waited = int(state["waited"])

@@ -1,0 +1,59 @@
+"""The shapes of things that cross room borders: tokens, batches and their parts.
+
+Shape legend, used in every docstring: `B` examples of a batch, `R` encoder rows (`B`, or `2B` when the two texts of
+each pair are stacked), `T` tokens, `D` encoder width, `F` features of a trunk, `C` classes, `L` encoder layers.
+This module knows nothing of files, models or training.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+Kind = Literal["classification", "binary", "regression"]
+Input = Literal["single", "separate", "joint"]
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """What an encoder reads: `input_ids` (R, T) int64, `mask` (R, T) bool (True = real), `segments` (R, T) int64 or None."""
+
+    input_ids: Tensor
+    mask: Tensor
+    segments: Tensor | None = None
+
+    def to(self, device: torch.device) -> Tokens:
+        """The same tokens on another device."""
+        return Tokens(
+            self.input_ids.to(device),
+            self.mask.to(device),
+            None if self.segments is None else self.segments.to(device),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Examples of one task.
+
+    `tokens` holds R rows: B for `single` and `joint` input, 2B for `separate` (rows 0..B-1 are the first texts, rows
+    B..2B-1 the second). `labels` is (B,): int64 class numbers, float32 0/1 for binary, float32 label units for
+    regression, or None in prediction. `rows` (B,) int64 are row numbers of the data file, for error messages.
+    """
+
+    task: str
+    input: Input
+    tokens: Tokens
+    labels: Tensor | None
+    rows: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on another device (`rows` stay where they are)."""
+        labels = None if self.labels is None else self.labels.to(device)
+        return replace(self, tokens=self.tokens.to(device), labels=labels)

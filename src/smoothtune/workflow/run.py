@@ -1,0 +1,120 @@
+"""A run: the folder an experiment leaves, and how its files are written and read."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import tomllib
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from smoothtune.config.experiment import Experiment
+from smoothtune.config.loading import to_toml, validated
+from smoothtune.errors import ModelFileError, UsageError
+from smoothtune.files import WriteError, write_text
+
+if TYPE_CHECKING:
+    from smoothtune.inference.model import Model
+
+EXPERIMENT, METRICS, EVALUATION, STATE, CHECK = (
+    "experiment.toml",
+    "metrics.jsonl",
+    "evaluation.json",
+    "run.json",
+    "check.json",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A finished or interrupted run.
+
+    `evaluation` is what `smoothtune evaluate --json` prints for the dev data; None when the run was interrupted.
+    """
+
+    folder: Path
+    experiment: Experiment
+    evaluation: dict[str, Any] | None
+    interrupted: bool = False
+
+    def model(self) -> Model:
+        """The trained model."""
+        from smoothtune.inference.model import Model
+
+        return Model.load(self.folder)
+
+
+def new_run_folder(run_dir: str | Path | None, name: str) -> Path:
+    """Create the folder of a new run, by default `runs/NAME-DATE`. Raises `UsageError` when it exists."""
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    folder = Path("runs") / f"{name.replace('/', '-').strip('.')}-{stamp}" if run_dir is None else Path(run_dir)
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        raise UsageError(f"{folder}: exists already; a run never overwrites one: remove it or give another --run-dir") from None
+    except OSError as error:
+        raise WriteError(f"{folder}: cannot be created: {error.strerror}") from None
+    return folder
+
+
+class RunFiles:
+    """Writes the files of a run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def write_experiment(self, experiment: Experiment) -> None:
+        """The resolved experiment."""
+        write_text(self.folder / EXPERIMENT, to_toml(experiment))
+
+    def add_metrics(self, line: dict[str, Any]) -> None:
+        """One more line of metrics.jsonl, on disk when this returns."""
+        try:
+            with (self.folder / METRICS).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise WriteError(f"{self.folder / METRICS}: cannot be written: {error.strerror}") from None
+
+    def write_json(self, name: str, value: object) -> None:
+        """A JSON file of the run."""
+        write_text(self.folder / name, json.dumps(value, indent=2) + "\n")
+
+
+def read_experiment(folder: Path) -> Experiment:
+    """The resolved experiment of a run. Raises `ModelFileError` when the folder is no run."""
+    path = folder / EXPERIMENT
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelFileError(f"{folder}: is not a run folder (it has no {EXPERIMENT})") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ModelFileError(f"{path}: cannot be read: {error}") from None
+    return validated(table, f"{path}: is damaged or of another release:")
+
+
+def machine() -> dict[str, Any]:
+    """Where and with what a run was made."""
+    packages = ("smoothtune", "torch", "transformers", "tokenizers", "datasets", "accelerate", "numpy")
+    return {
+        "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in packages},
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()

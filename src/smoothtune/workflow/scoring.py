@@ -1,0 +1,90 @@
+"""Turns a model and examples into answers that evaluation understands: the one bridge between the two."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from smoothtune.config.tasks import AnyTask
+from smoothtune.data.batching import Examples
+from smoothtune.evaluation.scores import PointScores, TaskAnswers, point_scores
+from smoothtune.inference.answering import answer_examples, decide
+from smoothtune.nn.model import MultiTaskModel
+from smoothtune.runtime.random import numpy_stream
+
+TRAIN_SAMPLE = 2000
+BATCH = 64
+
+
+def answers_of(
+    model: MultiTaskModel, examples: Mapping[str, Examples], tasks: Mapping[str, AnyTask], *, dtype: torch.dtype
+) -> dict[str, TaskAnswers]:
+    """The model's answers to labelled examples, by task."""
+    found: dict[str, TaskAnswers] = {}
+    for name, part in examples.items():
+        logits = answer_examples(model, part, dtype=dtype, batch_size=BATCH)
+        assert part.labels is not None
+        task = tasks[name]
+        found[name] = TaskAnswers(task.kind, task.metric, decide(task.kind, logits), part.labels[part.chosen])
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class EpochScores:
+    """Scores of one epoch on dev and on a fixed sample of the training rows."""
+
+    dev: PointScores
+    train: PointScores
+
+    @property
+    def score(self) -> float:
+        """Mean over the tasks on dev, correlations as (r + 1) / 2."""
+        return self.dev.score
+
+    @property
+    def plain_mean(self) -> float:
+        """Plain mean over the tasks on dev."""
+        return self.dev.plain_mean
+
+    @property
+    def main(self) -> Mapping[str, float]:
+        """Main metric by task on dev."""
+        return self.dev.main
+
+
+class EpochEvaluation:
+    """Scores a model on the dev examples and on a fixed, seeded sample of at most 2,000 training rows per task."""
+
+    def __init__(
+        self,
+        dev: Mapping[str, Examples],
+        train: Mapping[str, Examples],
+        tasks: Mapping[str, AnyTask],
+        *,
+        seed: int,
+        dtype: torch.dtype,
+    ) -> None:
+        self._dev = dev
+        self._train = {name: sample(part, TRAIN_SAMPLE, seed) for name, part in train.items()}
+        self._tasks = tasks
+        self._dtype = dtype
+
+    def __call__(self, model: MultiTaskModel) -> EpochScores:
+        """The scores now."""
+        dev = answers_of(model, self._dev, self._tasks, dtype=self._dtype)
+        train = answers_of(model, self._train, self._tasks, dtype=self._dtype)
+        return EpochScores(point_scores(dev), point_scores(train))
+
+
+def sample(examples: Examples, most: int, seed: int) -> Examples:
+    """At most `most` of the examples, the same for the same seed."""
+    if len(examples) <= most:
+        return examples
+    kept = numpy_stream(seed, "probe", examples.task).choice(len(examples), size=most, replace=False)
+    return Examples(
+        examples.task, examples.reads, examples.columns, examples.labels, examples.lines,
+        examples.chosen[np.sort(kept)], examples.pad_id, examples.limit,
+    )  # fmt: skip

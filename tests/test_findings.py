@@ -1,0 +1,132 @@
+"""Repeats, conflicts and leaks: on small tables by hand, and the known figures of the real data."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from smoothtune.data.checks import RowSpec
+from smoothtune.data.findings import Match, Matches, conflicts, duplicates, leaks
+from smoothtune.data.rows import RowTable, prepare_rows
+from smoothtune.data.source import resolve_source
+
+SINGLE = RowSpec(("a",), "y", "classification")
+PAIR = RowSpec(("a", "b"), "y", "regression", (0.0, 5.0))
+
+
+def table(folder: Path, name: str, *rows: str, label: bool = True) -> RowTable:
+    """Rows are written as "text|label" or "text|text|label"."""
+    spec = PAIR if rows[0].count("|") == 2 else SINGLE
+    if not label:
+        spec = RowSpec(spec.texts, None, spec.kind)
+    (folder / f"{name}.csv").write_text("\n".join([",".join((*spec.texts, "y")), *rows]).replace("|", ",") + "\n")
+    return prepare_rows(spec, resolve_source(f"{name}.csv", folder), cache=folder / "cache", name=name)
+
+
+def test_repeated_single_texts(tmp_path: Path) -> None:
+    train = table(tmp_path, "train", "x|1", "y|0", "x |1", "X|1", " x|0", "y|0")
+    found = duplicates(train)
+    assert found.count == 3
+    assert [(match.here, match.there) for match in found.examples] == [
+        ("train.csv:4", "train.csv:2"),
+        ("train.csv:6", "train.csv:2"),
+        ("train.csv:7", "train.csv:3"),
+    ]
+    assert conflicts(train) == Matches(1, (Match("train.csv:6", "train.csv:2", (" x",), ("0", "1")),))
+
+
+def test_pairs_repeat_in_either_order_and_conflict_by_number(tmp_path: Path) -> None:
+    train = table(tmp_path, "train", "x|y|1", "y|x|1.0", "x|y|2", "x|x|3", "z|x|2.50", "z|x|2.5", "y|x|4")
+    assert duplicates(train).count == 4
+    assert conflicts(train) == Matches(1, (Match("train.csv:4", "train.csv:2", ("x", "y"), ("2", "1")),))
+
+
+def test_nothing_repeats_in_an_empty_or_distinct_table(tmp_path: Path) -> None:
+    assert duplicates(table(tmp_path, "distinct", "x|1", "y|0")) == Matches(0)
+    empty = table(tmp_path, "empty", "x|")
+    assert duplicates(empty) == conflicts(empty) == Matches(0)
+
+
+def test_at_most_five_examples_are_kept(tmp_path: Path) -> None:
+    found = duplicates(table(tmp_path, "train", *["x|1"] * 9))
+    assert (found.count, len(found.examples)) == (8, 5)
+
+
+def test_single_texts_leak_from_any_task(tmp_path: Path) -> None:
+    trains = {
+        "one": table(tmp_path, "one", "x|1", "w|0"),
+        "two": table(tmp_path, "two", "y|1", "x|1"),
+        "pairs": table(tmp_path, "pairs", "p|q|1", "x|r|2"),
+    }
+    found = leaks(table(tmp_path, "dev", "y|0", "x|1", "q|1", "new|0"), trains)
+    assert found.rows == 4
+    assert found.whole == Matches(
+        2,
+        (Match("dev.csv:2", "two.csv:2", ("y",), ("0", "1")), Match("dev.csv:3", "one.csv:2", ("x",), ("1", "1"))),
+    )
+    assert found.across == Matches(1, (Match("dev.csv:4", "pairs.csv:2", ("q",), ("1", "1")),))
+    assert found.shared_one == found.shared_both == Matches(0)
+
+
+def test_pairs_leak_whole_or_in_part(tmp_path: Path) -> None:
+    trains = {
+        "pairs": table(tmp_path, "pairs", "p|q|1", "r|s|2"),
+        "more": table(tmp_path, "more", "t|u|2"),
+        "single": table(tmp_path, "single", "k|1"),
+    }
+    dev = table(tmp_path, "dev", "q|p|1", "p|r|1", "p|u|1", "s|k|1", "k|new|1", "n|m|1", label=False)
+    found = leaks(dev, trains)
+    assert (found.rows, found.whole.count, found.shared_both.count, found.shared_one.count) == (6, 1, 2, 1)
+    assert found.whole.examples == (Match("dev.csv:2", "pairs.csv:2", ("q", "p"), ("", "1")),)
+    assert [match.here for match in found.shared_both.examples] == ["dev.csv:3", "dev.csv:4"]
+    assert found.shared_one.examples == (Match("dev.csv:5", "pairs.csv:3", ("s", "k"), ("", "2")),)
+    assert found.across == Matches(1, (Match("dev.csv:6", "single.csv:2", ("k", "new"), ("", "1")),))
+
+
+def test_without_training_tables_nothing_leaks(tmp_path: Path) -> None:
+    found = leaks(table(tmp_path, "dev", "x|y|1"), {})
+    assert {found.whole, found.shared_one, found.shared_both, found.across} == {Matches(0)}
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], RowTable]:
+    folder = os.environ.get("SMOOTHTUNE_DATA")
+    if not folder:
+        pytest.skip("SMOOTHTUNE_DATA does not name the folder of the public data sets")
+    specs = {
+        "sst": RowSpec(("sentence",), "sentiment", "classification"),
+        "quora": RowSpec(("sentence1", "sentence2"), "is_duplicate", "binary"),
+        "sts": RowSpec(("sentence1", "sentence2"), "similarity", "regression", (0.0, 5.0)),
+    }
+    cache = tmp_path_factory.mktemp("cache")
+    return {
+        (task, part): prepare_rows(
+            spec, resolve_source(f"{task}/{part}.tsv", Path(folder)), cache=cache, name=f"{task} {part}"
+        )
+        for task, spec in specs.items()
+        for part in ("train", "dev")
+    }
+
+
+@pytest.mark.data
+def test_the_real_data_is_read_without_a_problem(real: dict[tuple[str, str], RowTable]) -> None:
+    assert [len(rows) for rows in real.values()] == [8544, 1101, 56290, 10000, 6040, 863]
+    assert not any(rows.findings or rows.left_out for rows in real.values())
+
+
+@pytest.mark.data
+def test_the_known_repeats_of_the_real_data(real: dict[tuple[str, str], RowTable]) -> None:
+    assert duplicates(real["sst", "train"]).count == 10
+    assert duplicates(real["sts", "train"]).count == 43
+    assert conflicts(real["sts", "train"]).count == 13
+
+
+@pytest.mark.data
+def test_the_known_leaks_of_the_real_data(real: dict[tuple[str, str], RowTable]) -> None:
+    trains = {task: rows for (task, part), rows in real.items() if part == "train"}
+    assert leaks(real["sst", "dev"], trains).whole.count == 2
+    assert leaks(real["sts", "dev"], trains).whole.count == 16
+    quora = leaks(real["quora", "dev"], {"quora": trains["quora"]})
+    assert (quora.whole.count, quora.shared_one.count, quora.shared_both.count) == (0, 1994, 982)
