@@ -118,3 +118,18 @@ def test_what_does_not_fit_the_kind_is_refused(
     with pytest.raises(UsageError) as caught:
         output(12, classes, **settings)
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("kind", "squash", "expected"),
+    [
+        ("regression", False, [0.0, 2.5, 5.0]),
+        ("regression", True, [0.0335, 2.5, 4.9665]),
+        ("binary", False, [-5.0, 0.0, 5.0]),
+    ],
+)
+def test_a_single_feature_begins_as_a_rising_map(kind, squash, expected):
+    value_range = (0.0, 5.0) if kind == "regression" else None
+    output = LinearOutput(1, 1, kind=kind, value_range=value_range, squash=squash)
+    found = output(torch.tensor([[0.0], [0.5], [1.0]]))
+    torch.testing.assert_close(found, torch.tensor(expected), atol=1e-3, rtol=0)

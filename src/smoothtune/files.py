@@ -1,4 +1,4 @@
-"""Writing files and folders so that none is ever half there: written aside, synced, renamed. Imports nothing of ours but errors."""
+"""Writing files and folders so that none is ever half there: written aside, synced, renamed. Knows nothing of what they hold."""
 
 from __future__ import annotations
 
@@ -53,7 +53,9 @@ def folder_aside(target: Path) -> Iterator[Path]:
         finally:
             shutil.rmtree(aside, ignore_errors=True)
     except OSError as error:
-        raise WriteError(f"{target}: cannot be written: {error.strerror}; free space or choose another folder") from None
+        raise WriteError(
+            f"{target}: cannot be written: {error.strerror}; free space or choose another folder"
+        ) from None
 
 
 def _swap(new: Path, target: Path) -> None:
@@ -61,8 +63,12 @@ def _swap(new: Path, target: Path) -> None:
         new.rename(target)
         return
     old = new.with_suffix(".old")
-    target.rename(old)
-    new.rename(target)
+    try:
+        target.rename(old)
+        new.rename(target)
+    finally:
+        if not target.exists():
+            old.rename(target)
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -17,7 +17,9 @@ def check(
     experiment: Experiment,
     data_dir: DataDir = None,
     override: Set = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Leaks from dev or test into training are an error.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Leaks from dev or test into training are an error.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Read all data of an experiment and report sizes, labels, lengths, repeats, contradictions and leaks.
@@ -27,7 +29,7 @@ def check(
       smoothtune check demo
       smoothtune check my.toml --data-dir data --strict
       smoothtune check my.toml --json > check.json
-    """
+    """  # noqa: D301 - click reads \b
     from smoothtune.cli.tables import err, out
     from smoothtune.errors import DataError, Problem
     from smoothtune.workflow.check import check_experiment
@@ -50,11 +52,9 @@ def _print_report(report: CheckReport, console: Any) -> None:
     for task, splits in report.tasks.items():
         for split, found in splits.items():
             lengths = found.lengths
-            rows.append(
-                [task, split, f"{found.rows:,}", _balance(found), f"{lengths.median:.0f}", f"{lengths.p95:.0f}"]
-                + [f"{lengths.longest:,}", f"{lengths.cut:.1%}", f"{found.duplicates.count:,}"]
-                + [f"{found.conflicts.count:,}", _left_out(found)]
-            )
+            sizes = [f"{lengths.median:.0f}", f"{lengths.p95:.0f}", f"{lengths.longest:,}", f"{lengths.cut:.1%}"]
+            faults = [f"{found.duplicates.count:,}", f"{found.conflicts.count:,}", _left_out(found)]
+            rows.append([task, split, f"{found.rows:,}", _balance(found), *sizes, *faults])
     headers = ["task", "split", "rows", "labels", "tokens", "95 %", "max", "cut", "repeated", "conflicts", "left out"]
     console.print(table(headers, rows))
 
@@ -79,7 +79,9 @@ def print_warnings(report: CheckReport, console: Any) -> None:
             for reason, count in found.left_out.items():
                 console.print(f"note: {task}.{split}: {count:,} rows left out: {reason}", soft_wrap=True)
             if found.conflicts.count:
-                _print_matches(console, f"{task}.{split}: {found.conflicts.count} texts with more than one label", found.conflicts)
+                _print_matches(
+                    console, f"{task}.{split}: {found.conflicts.count} texts with more than one label", found.conflicts
+                )
             if found.duplicates.count:
                 _print_matches(console, f"{task}.{split}: {found.duplicates.count} repeated rows", found.duplicates)
     for where, what in _leak_lines(report):
@@ -100,11 +102,17 @@ def _leak_lines(report: CheckReport) -> list[tuple[str, str]]:
             where, leaks = f"{task}.{split}", found.leaks
             if leaks.whole.count:
                 first = leaks.whole.examples[0]
-                lines.append((where, f"{leaks.whole.count} rows stand in training data, e.g. {first.here} at {first.there}"))
+                lines.append(
+                    (where, f"{leaks.whole.count} rows stand in training data, e.g. {first.here} at {first.there}")
+                )
             sharing = leaks.shared_one.count + leaks.shared_both.count
             if sharing:
                 one, both = leaks.shared_one.count, leaks.shared_both.count
-                lines.append((where, f"{sharing:,} pairs share a text with training pairs ({one:,} one, {both:,} both)"))
+                lines.append(
+                    (where, f"{sharing:,} pairs share a text with training pairs ({one:,} one, {both:,} both)")
+                )
             if leaks.across.count:
-                lines.append((where, f"{leaks.across.count} rows share a text with the training data of a task of other form"))
+                lines.append(
+                    (where, f"{leaks.across.count} rows share a text with the training data of a task of other form")
+                )
     return lines

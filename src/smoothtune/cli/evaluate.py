@@ -32,7 +32,7 @@ def evaluate(
       smoothtune evaluate runs/first
       smoothtune evaluate runs/first --data sst=new.tsv --json
       smoothtune evaluate runs/first --words-alone
-    """
+    """  # noqa: D301 - click reads \b
     from smoothtune.cli.tables import out, score_rows, table
     from smoothtune.workflow.evaluate import evaluate_run
 

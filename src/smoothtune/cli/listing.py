@@ -13,7 +13,7 @@ from smoothtune.cli.options import Experiment, Json, Set
 def list_things(
     what: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Argument(metavar="[WHAT]", help="experiments, encoders, tasks, trunks, outputs, schedules, weightings."),
+        typer.Argument(metavar="WHAT", help="experiments, encoders, tasks, trunks, outputs, schedules, weightings."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -23,7 +23,7 @@ def list_things(
     Examples:
       smoothtune list
       smoothtune list trunks
-    """
+    """  # noqa: D301 - click reads \b
     from smoothtune.config.catalogue import catalogue
     from smoothtune.config.problems import near
     from smoothtune.errors import UsageError
@@ -42,16 +42,18 @@ def list_things(
             typer.echo(f"  {name:<{width}}  {meaning}")
 
 
-def show(experiment: Experiment, override: Set = None, resolved: Annotated[
-    bool, typer.Option("--resolved", help="Write out every default too.")
-] = False) -> None:
+def show(
+    experiment: Experiment,
+    override: Set = None,
+    resolved: Annotated[bool, typer.Option("--resolved", help="Write out every default too.")] = False,
+) -> None:
     """Print an experiment as TOML: the file itself, or (with --set or --resolved) every value it stands for.
 
     \b
     Examples:
       smoothtune show quick > my.toml
       smoothtune show quick --resolved
-    """
+    """  # noqa: D301 - click reads \b
     from smoothtune.config.loading import find, load, to_toml
 
     loaded = load(experiment, overrides=override or ())
@@ -67,7 +69,7 @@ def schema() -> None:
     \b
     Example:
       smoothtune schema > experiment.schema.json
-    """
+    """  # noqa: D301 - click reads \b
     from smoothtune.config.experiment import Experiment as Root
 
     typer.echo(json.dumps(Root.model_json_schema(), indent=2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
@@ -42,13 +43,18 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it.")
+    ] = False,
 ) -> None:
     pass
 
 
 def main() -> None:
     """Run the program: exit 2 for usage and configuration, 1 for failure, 130 after Ctrl-C."""
+    # Threads that wait must sleep, not spin: beside any other busy process spinning makes torch several times slower.
+    # Read once, when torch loads its OpenMP library, so it is set here.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         app()
     except SmoothtuneError as error:

@@ -7,7 +7,9 @@ from typing import Annotated, Optional
 
 import typer
 
-Experiment = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="A TOML file or a packaged name (smoothtune list).")]
+Experiment = Annotated[
+    str, typer.Argument(metavar="EXPERIMENT", help="A TOML file or a packaged name (smoothtune list).")
+]
 DataDir = Annotated[
     Optional[Path],  # noqa: UP045 - typer evaluates it
     typer.Option("--data-dir", envvar="SMOOTHTUNE_DATA", help="Folder of the data paths; default: the TOML's folder."),

@@ -15,7 +15,7 @@ def predict(
     task: Annotated[str, typer.Option("--task", help="The task to answer.")],
     source: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Argument(metavar="[INPUT]", help="File with the task's text columns; default: TSV on stdin."),
+        typer.Argument(metavar="INPUT", help="File with the task's text columns; default: TSV on stdin."),
     ] = None,
     out: Annotated[Optional[Path], typer.Option("--out", help="File to write; default: stdout.")] = None,  # noqa: UP045
     form: Annotated[str, typer.Option("--format", help="tsv or jsonl.")] = "tsv",
@@ -30,7 +30,7 @@ def predict(
       smoothtune predict runs/first --task sst reviews.tsv --out answers.tsv
       smoothtune predict runs/first --task quora pairs.csv --probabilities --format jsonl
       cat reviews.tsv | smoothtune predict runs/first --task sst
-    """
+    """  # noqa: D301 - click reads \b
     from smoothtune.workflow.predict import predict_file
 
     count = predict_file(run, task, source, out, form=form, with_probabilities=probabilities)

@@ -30,7 +30,7 @@ def train(
       smoothtune train demo
       smoothtune train quick --data-dir data --run-dir runs/first
       smoothtune train my.toml --seed 2 --set stages.0.batch_size=16
-    """
+    """  # noqa: D301 - click reads \b
     from smoothtune.cli.tables import out, score_rows, table
     from smoothtune.workflow.train import train as run_training
 
@@ -44,6 +44,9 @@ def train(
     headers = ["task", "metric", "dev", "95 % interval", "rows"]
     out().print(table(headers, score_rows(run.evaluation)))
     out().print(f"model: {run.folder / 'model'}")
+
+
+_SAY_EVERY = 30.0  # seconds of training between lines where no bar can be drawn
 
 
 class Watcher:
@@ -67,6 +70,7 @@ class Watcher:
         )
         self._bar: Any = None
         self._losses: dict[str, float] = {}
+        self._said = 0.0
 
     def __call__(self, event: Event) -> None:
         """Take one event."""
@@ -97,9 +101,10 @@ class Watcher:
         tasks = ", ".join(event.tasks)
         self._console.print(
             f"stage {event.stage}: {tasks}; {event.steps:,} steps in {event.dtype}; "
-            f"trains {event.trained:,} of {event.parameters:,} parameters ({share:.1%})"
+            f"trains {event.trained:,} of {event.parameters:,} parameters ({share:.1%})",
+            soft_wrap=True,
         )
-        self._losses = {}
+        self._losses, self._said = {}, 0.0
         self._progress.start()
         self._bar = self._progress.add_task(event.stage, total=event.steps, losses="")
 
@@ -109,6 +114,9 @@ class Watcher:
             self._losses[task] = 0.95 * before + 0.05 * parts["unweighted"]
         losses = "  ".join(f"{task} {loss:.3f}" for task, loss in self._losses.items())
         self._progress.update(self._bar, completed=event.step, losses=losses)
+        if not self._console.is_terminal and event.seconds >= self._said + _SAY_EVERY:
+            self._said = event.seconds
+            self._console.print(f"step {event.step:,} of {event.of_steps:,}: loss {losses}", soft_wrap=True)
 
     def _epoch(self, event: Any) -> None:
         report, scores = event.report, event.report.dev
@@ -116,12 +124,12 @@ class Watcher:
         dev = "  ".join(f"{task} {value:.3f}" for task, value in scores.main.items())
         mark = " (best)" if event.best else ""
         self._console.print(
-            f"epoch {report.epoch + 1}, {report.train_seconds:.0f} s: loss {losses} | dev {dev} | score {scores.score:.4f}{mark}"
+            f"epoch {report.epoch + 1}, {report.train_seconds:.0f} s: "
+            f"loss {losses} | dev {dev} | score {scores.score:.4f}{mark}",
+            soft_wrap=True,
         )
-        for task, seen in report.coverage.items():
-            if seen.repeated or seen.unseen:
-                rows = f"{seen.once:,} rows seen once, {seen.repeated:,} repeatedly, {seen.unseen:,} not"
-                self._console.print(f"  {task}: {rows}")
+        rows = [f"{task} {seen.once:,} / {seen.repeated:,} / {seen.unseen:,}" for task, seen in report.coverage.items()]
+        self._console.print(f"  rows seen once / repeatedly / not: {', '.join(rows)}", soft_wrap=True)
         if report.skipped:
             self._console.print(f"  {report.skipped} batches skipped so far: their loss was not finite")
         for task in event.finished:

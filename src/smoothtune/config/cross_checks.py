@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
-from smoothtune.config.experiment import Experiment, trunk_name, trunk_options
+from smoothtune.config.experiment import Experiment, kind_of, trunk_name, trunk_options
 from smoothtune.config.problems import near
 from smoothtune.config.stage import Stage
 from smoothtune.errors import Problem
 
+_LAYERS = re.compile(r"encoder\.layers\.(?P<first>[0-9]+)(-(?P<last>[0-9]+))?")
+
 
 def cross_checks(experiment: Experiment) -> list[Problem]:
     """Every contradiction between tables of the experiment."""
-    problems = [*_trunk_problems(experiment), *_weight_problems(experiment)]
+    problems = [*_name_problems(experiment), *_trunk_problems(experiment), *_weight_problems(experiment)]
     names = [stage.name for stage in experiment.stages]
     for number, stage in enumerate(experiment.stages):
         path = f"stages.{number}"
@@ -20,6 +23,12 @@ def cross_checks(experiment: Experiment) -> list[Problem]:
             problems.append(Problem(f"{path}.name", f"{stage.name!r} is the name of another stage; names must differ"))
         problems += _stage_problems(experiment, stage, path)
     return problems
+
+
+def _name_problems(experiment: Experiment) -> Iterator[Problem]:
+    for name in ("score", "plain_mean"):
+        if name in experiment.tasks:
+            yield Problem(f"tasks.{name}", f"a task cannot be called {name!r}: `stop.metric` gives that name to a mean")
 
 
 def _trunk_problems(experiment: Experiment) -> Iterator[Problem]:
@@ -34,10 +43,12 @@ def _trunk_problems(experiment: Experiment) -> Iterator[Problem]:
         wanted = trunk_options(name, task, experiment.trunks).input
         if (wanted == "single") != (len(task.text) == 1):
             needs = "one text column" if wanted == "single" else "two text columns"
-            kind = trunk_options(name, task, experiment.trunks).kind  # type: ignore[attr-defined]
+            kind = kind_of(trunk_options(name, task, experiment.trunks))
             yield Problem(where, f"a {kind!r} trunk reads {needs}, but tasks.{name}.text names {len(task.text)}")
         if task.trunk is None and name in experiment.trunks:
-            yield Problem(f"trunks.{name}", f"has the name of task {name!r}, which uses a trunk of its own; set {where}")
+            yield Problem(
+                f"trunks.{name}", f"has the name of task {name!r}, which uses a trunk of its own; set {where}"
+            )
         used[trunk_name(name, task)] = name
     for name in experiment.trunks:
         if name not in used and not any(task.trunk == name for task in experiment.tasks.values()):
@@ -77,9 +88,11 @@ def _selector_problems(experiment: Experiment, stage: Stage, path: str) -> Itera
     known = ["encoder", "encoder.embeddings", "encoder.layers.A-B", "trunks", "outputs"]
     known += [f"trunks.{name}" for name in sorted(trunks)] + [f"outputs.{name}" for name in tasks]
     for selector in stage.train:
-        layers = selector.removeprefix("encoder.layers.")
-        first, _, last = layers.partition("-")
-        if layers != selector and first.isdigit() and (last.isdigit() or not last):
+        layers = _LAYERS.fullmatch(selector)
+        if layers is not None:
+            first, last = int(layers["first"]), int(layers["last"] or layers["first"])
+            if last < first:
+                yield Problem(f"{path}.train", f"{selector!r} names no layers; write encoder.layers.{last}-{first}")
             continue
         if selector not in known or selector == "encoder.layers.A-B":
             hint = near(selector, known)

@@ -14,9 +14,14 @@ class EncoderOptions(Options):
 
     name: str = Field("minilm", description="`minilm` (bundled), a checkpoint folder, or a Hugging Face id")
     revision: str | None = Field(None, description="commit or branch of a Hugging Face id")
-    max_length: int = Field(128, ge=3, le=8192, description="tokens kept per text (joint: per pair), [CLS] and [SEP] included")
+    max_length: int = Field(
+        128, ge=3, le=8192, description="tokens kept per text (joint: per pair), [CLS] and [SEP] included"
+    )
     implementation: Literal["auto", "native", "transformers"] = Field(
-        "auto", description="`native`: our BERT; `transformers`: AutoModel; `auto`: native wherever the checkpoint is a BERT"
+        "auto",
+        description="`native`: our BERT; `transformers`: AutoModel; `auto`: native wherever the checkpoint is a BERT",
     )
     dropout: float | None = Field(None, ge=0, lt=1, description="hidden dropout; default: the checkpoint's")
-    attention_dropout: float | None = Field(None, ge=0, lt=1, description="attention dropout; default: the checkpoint's")
+    attention_dropout: float | None = Field(
+        None, ge=0, lt=1, description="attention dropout; default: the checkpoint's"
+    )

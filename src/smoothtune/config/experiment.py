@@ -27,7 +27,7 @@ class Experiment(Options):
     seed: int = Field(1, ge=0, lt=2**63)
     encoder: EncoderOptions = EncoderOptions()
     tasks: dict[Name, Task] = Field(min_length=1)
-    trunks: dict[Name, TrunkOptions] = {}
+    trunks: dict[Name, TrunkOptions] = Field({})
     stages: tuple[Stage, ...] = Field((Stage(),), min_length=1)
     runtime: RuntimeOptions = RuntimeOptions()
 
@@ -55,6 +55,11 @@ class ModelConfig(Options):
     encoder: EncoderOptions
     tasks: dict[Name, Shape]
     trunks: dict[Name, TrunkOptions]
+
+
+def kind_of(options: Options) -> str:
+    """The `kind` of a table of options."""
+    return str(getattr(options, "kind"))  # noqa: B009 - the unions declare it, their base does not
 
 
 def trunk_name(task: str, shape: AnyShape) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
@@ -41,7 +42,9 @@ def find(source: str) -> Path:
     if path.is_file():
         return path
     if path.suffix == ".toml" or path.exists():
-        raise UsageError(f"{source}: there is no such experiment file; check the path or run `smoothtune list experiments`")
+        raise UsageError(
+            f"{source}: there is no such experiment file; check the path or run `smoothtune list experiments`"
+        )
     hint = near(source, packaged_names())
     raise UsageError(f"{source}: no file and no packaged experiment (packaged: {', '.join(packaged_names())}).{hint}")
 
@@ -64,7 +67,11 @@ def load(
     if seed is not None:
         table["seed"] = seed
     experiment = validated(table, headline)
-    return Loaded(experiment, Path.cwd() if base is None else base) if data_dir is None else Loaded(experiment, _folder(data_dir))
+    return (
+        Loaded(experiment, Path.cwd() if base is None else base)
+        if data_dir is None
+        else Loaded(experiment, _folder(data_dir))
+    )
 
 
 def validated(table: Mapping[str, Any], headline: str) -> Experiment:
@@ -82,9 +89,9 @@ def validated(table: Mapping[str, Any], headline: str) -> Experiment:
 def to_toml(experiment: Experiment) -> str:
     """The experiment as TOML with every value written out; reading it gives an equal experiment."""
     table = _without_nones(experiment.model_dump(mode="json"))
-    for stage, options in zip(table["stages"], experiment.stages, strict=True):
+    for stage in table["stages"]:
         stage.setdefault("gradient_clip", False)
-        assert options.schedule == stage["schedule"]
+        del stage["schedule_options"]["kind"]  # `schedule` says it; a second place could contradict it
     return tomli_w.dumps(table)
 
 
@@ -110,7 +117,7 @@ def _read(source: str | Path | Mapping[str, Any] | Experiment) -> tuple[dict[str
         raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
     packaged = path.is_relative_to(PACKAGED)
     name = path.relative_to(PACKAGED).with_suffix("").as_posix() if packaged else path.stem
-    table.setdefault("name", "".join(letter if letter.isalnum() or letter in "_./-" else "-" for letter in name))
+    table.setdefault("name", re.sub(r"[^A-Za-z0-9_./-]", "-", name)[:120])
     return table, headline, None if packaged else path.resolve().parent
 
 
@@ -147,7 +154,7 @@ def _assign(node: Any, key: str, value: Any, override: str, at: str) -> None:
 
 
 def _index(node: list[Any], key: str, override: str, at: str) -> int:
-    if not key.isdigit() or int(key) >= len(node):
+    if not key.isdecimal() or int(key) >= len(node):
         raise UsageError(f"--set {override}: {at} has entries 0 to {len(node) - 1}, got {key!r}")
     return int(key)
 

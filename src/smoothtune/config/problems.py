@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from smoothtune.errors import Problem
 
 _TAG = "kind"
+_TOML = {"tuple_type": "a list", "dict_type": "a table", "model_type": "a table", "model_attributes_type": "a table"}
 
 
 def near(name: str, names: typing.Iterable[str]) -> str:
@@ -24,11 +25,21 @@ def near(name: str, names: typing.Iterable[str]) -> str:
 def problems_of(error: ValidationError, root: type[BaseModel]) -> list[Problem]:
     """One problem per key, in the order of the file."""
     found: dict[str, Problem] = {}
+    mistyped: set[str] = set()  # of a number or text the branch of the right type says what is wrong
     for item in error.errors():
         problem = _problem(item, root)
-        if not (item["type"] == "too_short" and item["input"]) and not problem.where.endswith("schedule_options.kind"):
-            found.setdefault(problem.where, problem)
+        if _is_echo(item) or problem.where.endswith("schedule_options.kind"):
+            continue
+        if problem.where not in found or (problem.where in mistyped and not item["type"].endswith("_type")):
+            found[problem.where] = problem
+        if item["type"].endswith("_type"):
+            mistyped.add(problem.where)
     return list(found.values())
+
+
+def _is_echo(item: Any) -> bool:
+    """Whether a list is called too short only because its wrong entries, reported themselves, were not counted."""
+    return bool(item["type"] == "too_short" and len(item["input"]) != item["ctx"]["actual_length"])
 
 
 def _problem(item: Any, root: type[BaseModel]) -> Problem:
@@ -46,6 +57,8 @@ def _problem(item: Any, root: type[BaseModel]) -> Problem:
     if kind == "union_tag_invalid":
         tag = str(context["tag"])
         return Problem(f"{path}.{_TAG}", f"got {tag!r}, expected one of {_tags(classes)}.{near(tag, _kinds(classes))}")
+    if kind in _TOML:
+        return Problem(path, f"must be {_TOML[kind]}, got {_short(got)}")
     message = item["msg"].removeprefix("Value error, ")
     if kind == "literal_error":
         choices = [choice.strip("' ") for choice in context["expected"].replace(" or ", ", ").split(",")]

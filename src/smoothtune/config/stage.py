@@ -11,6 +11,7 @@ from smoothtune.config.schedules import ProportionalOptions, ScheduleName, Sched
 
 WeightingName = Literal["none", "fixed", "inverse_size", "learned"]
 Rate = Annotated[float, Field(gt=0, le=1)]
+Norm = Annotated[float, Field(gt=0)]
 
 
 class Rates(Options):
@@ -38,6 +39,12 @@ def _as_rates(value: Any) -> Any:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return {"encoder": value, "trunks": value, "outputs": value}
     return value
+
+
+def _as_norm(value: Any) -> Any:
+    if value is True:
+        raise ValueError("got true, expected a number, or false for none")
+    return None if value is False else value
 
 
 def _as_tuple(value: Any) -> Any:
@@ -75,9 +82,15 @@ class Stage(Options):
     warmup: float = Field(0.1, ge=0, lt=1, description="fraction of the steps over which the rate rises")
     weight_decay: float = Field(0.01, ge=0)
     layer_decay: float = Field(1.0, gt=0, le=1, description="rate of each encoder layer relative to the one above")
-    gradient_clip: float | None = Field(1.0, gt=0, description="largest norm of all gradients; `false`: none")
+    gradient_clip: Annotated[
+        Norm | None,
+        BeforeValidator(_as_norm, json_schema_input_type=Norm | Literal[False] | None),
+        Field(description="largest norm of all gradients; `false`: none"),
+    ] = 1.0
     accumulate: int = Field(1, ge=1, description="batches (or rounds of every task) per optimiser step")
-    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 where the processor has it")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto: bfloat16 where the processor has it"
+    )
     on_nan: Literal["stop", "skip"] = Field("stop", description="what to do at a loss that is not finite")
     stop: Stop = Stop()
 
@@ -86,13 +99,16 @@ class Stage(Options):
     def _join_schedule(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        values = dict(values)
-        if values.get("gradient_clip") is False:
-            values["gradient_clip"] = None
+        schedule = values.get("schedule", "proportional")
         options = values.get("schedule_options", {})
-        if isinstance(options, dict) and isinstance(values.get("schedule", "proportional"), str):
-            values["schedule_options"] = {**options, "kind": values.get("schedule", "proportional")}
-        return values
+        if not isinstance(options, dict) or not isinstance(schedule, str):
+            return values
+        if options.get("kind", schedule) != schedule:
+            raise ValueError(
+                f"schedule_options.kind is {options['kind']!r}, but schedule is {schedule!r}; "
+                f"set schedule alone and leave out schedule_options.kind"
+            )
+        return {**values, "schedule_options": {**options, "kind": schedule}}
 
     @property
     def every_task(self) -> bool:

@@ -24,7 +24,11 @@ def _as_text(value: Any) -> Any:
     return str(value) if isinstance(value, int | float) else value
 
 
-Label = Annotated[str, BeforeValidator(_as_text), StringConstraints(min_length=1, strip_whitespace=True)]
+Label = Annotated[
+    str,
+    BeforeValidator(_as_text, json_schema_input_type=str | bool | int | float),
+    StringConstraints(min_length=1, strip_whitespace=True),
+]
 TextColumns = Annotated[
     tuple[Column, ...],
     BeforeValidator(_as_tuple, json_schema_input_type=Column | list[Column]),
@@ -36,7 +40,9 @@ class TaskShape(Options):
     """What a model must know of a task to answer it."""
 
     text: TextColumns = Field(description="column of the text, or the two columns of a pair")
-    trunk: Name | None = Field(None, description="a name of [trunks]; default: a trunk of its own (mean, or siamese for pairs)")
+    trunk: Name | None = Field(
+        None, description="a name of [trunks]; default: a trunk of its own (mean, or siamese for pairs)"
+    )
 
 
 class ClassShape(TaskShape):
@@ -56,7 +62,9 @@ class BinaryShape(TaskShape):
     """Two classes; the second label is the positive one."""
 
     kind: Literal["binary"]
-    labels: tuple[Label, Label] | None = Field(None, description="negative, positive; default: fitted on the training data")
+    labels: tuple[Label, Label] | None = Field(
+        None, description="negative, positive; default: fitted on the training data"
+    )
     metric: Literal["accuracy", "macro_f1"] = "accuracy"
 
     @field_validator("labels")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from smoothtune.config.options import Options
 from smoothtune.types import Input
@@ -44,6 +44,14 @@ class ConvBilstmTrunk(TrunkBase):
     layers: int = Field(1, ge=1, le=4, description="BiLSTM layers")
     pool: Literal["max", "mean"] = Field("max", description="pooling over real tokens")
     dropout: float = Field(0.1, ge=0, lt=1)
+
+    @field_validator("kernel")
+    @classmethod
+    def _odd(cls, kernel: int) -> int:
+        if kernel % 2 == 0:
+            near = f"take {kernel - 1} or {kernel + 1}"
+            raise ValueError(f"{kernel} is even, so the text would change its length; {near}")
+        return kernel
 
 
 class SiameseTrunk(TrunkBase):
@@ -93,13 +101,6 @@ class PwimResnetTrunk(TrunkBase):
 
 
 TrunkOptions = Annotated[
-    ClsTrunk
-    | MeanTrunk
-    | ConvBilstmTrunk
-    | SiameseTrunk
-    | CosineTrunk
-    | JointTrunk
-    | PwimDcnnTrunk
-    | PwimResnetTrunk,
+    ClsTrunk | MeanTrunk | ConvBilstmTrunk | SiameseTrunk | CosineTrunk | JointTrunk | PwimDcnnTrunk | PwimResnetTrunk,
     Field(discriminator="kind"),
 ]

@@ -40,7 +40,8 @@ class Examples:
         longest = self.columns[0].lengths()
         for column in self.columns[1:]:
             longest = np.maximum(longest, column.lengths())
-        return longest[self.chosen]
+        chosen: np.ndarray = longest[self.chosen]
+        return chosen
 
     def batch(self, positions: np.ndarray) -> Batch:
         """The chosen rows at `positions`, padded to the longest (rounded up, so that few shapes occur)."""

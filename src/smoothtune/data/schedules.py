@@ -85,26 +85,32 @@ class Schedule:
         return len(self._order()) - self._position
 
     def __iter__(self) -> Iterator[tuple[str, Batch]]:
-        order = self._order()
+        epoch, order = self.epoch, self._order()
         cursors = self._cursors_at(self._position)
-        while self._position < len(order):
+        while self.epoch == epoch and self._position < len(order):
             task = self._active[order[self._position]]
             batch = self.sources[task].batch(cursors[task])
             cursors[task] += 1
             self._position += 1
             yield task, batch
-        self._cursors = cursors
-        self.epoch += 1
-        self._position = 0
+        if self.epoch == epoch:
+            self._end_epoch()
 
     def epoch_batches(self) -> list[int]:
         """Batches of each epoch of the whole stage, if every task stays."""
         return [len(self._order_of(epoch)) for epoch in range(self.epochs)]
 
     def finish(self, task: str) -> None:
-        """Take a task out of the schedule, from the next epoch on. Raises `ValueError` in the middle of an epoch."""
+        """Take a task out of the schedule, from the next epoch on; after the last batch of an epoch, the epoch is over.
+
+        Raises `ValueError` in the middle of an epoch, and for a task that is not in the schedule.
+        """
+        if task not in self._active:
+            raise ValueError(f"task {task!r} is not in the schedule; its tasks are: {', '.join(self._active)}")
+        if self._position and len(self):
+            raise ValueError(f"task {task!r} can leave the schedule only between epochs; {len(self)} batches are left")
         if self._position:
-            raise ValueError(f"task {task!r} can leave the schedule only between epochs")
+            self._end_epoch()
         self._active.remove(task)
 
     def coverage(self) -> dict[str, Coverage]:
@@ -128,6 +134,11 @@ class Schedule:
         self.epoch, self._position = int(state["epoch"]), int(state["position"])
         self._active, self._cursors = list(state["active"]), dict(state["cursors"])
 
+    def _end_epoch(self) -> None:
+        self._cursors = self._cursors_at(self._position)
+        self.epoch += 1
+        self._position = 0
+
     def _order(self) -> np.ndarray:
         return self._order_of(self.epoch)
 
@@ -137,7 +148,8 @@ class Schedule:
             batches = np.array([self.sources[task].batches for task in self._active], dtype=np.int64)
             rows = np.array([self.sources[task].rows for task in self._active], dtype=np.float64)
             stream = numpy_stream(*self._name, epoch)
-            self._cached = (key, self.order(batches, rows, epoch, stream).astype(np.int32))
+            order = self.order(batches, rows, epoch, stream) if self._active else np.empty(0)
+            self._cached = (key, order.astype(np.int32))
         return self._cached[1]
 
     def _cursors_at(self, position: int) -> dict[str, int]:

@@ -59,7 +59,8 @@ class TaskData:
     def targets(self, split: str) -> np.ndarray:
         """Labels of the chosen rows as numbers, (M,): int64 classes, float32 0/1 or label units."""
         part = self.splits[split]
-        return label_numbers(part.table, self.task, self.labels)[part.chosen]
+        numbers: np.ndarray = label_numbers(part.table, self.task, self.labels)[part.chosen]
+        return numbers
 
 
 def read_tasks(experiment: Experiment, base: Path, cache: Path) -> dict[str, TaskData]:
@@ -102,14 +103,39 @@ def _read_task(name: str, task: AnyTask, base: Path, cache: Path, seed: int) -> 
     if problems:
         raise DataError("", problems)
     labels = _labels(task, tables["train"])
-    splits = {split: _split(table, task, labels) for split, table in tables.items()}
+    splits = _splits(tables, task, labels)
     if not isinstance(task.dev, str):
-        splits["train"], splits["dev"] = _held_out(splits["train"], task.dev, seed, name)
+        splits["train"], splits["dev"] = _held_out(splits["train"], task.dev, seed)
     splits["train"] = _sample(splits["train"], task.max_train_rows, seed, name)
     empty = [split for split, part in splits.items() if not len(part)]
     if empty:
-        raise DataError("", [Problem(f"tasks.{name}.{split}", "has no rows left to use") for split in empty])
+        raise DataError("", [Problem(f"tasks.{name}.{split}", _why_empty(task, splits[split])) for split in empty])
     return TaskData(name, task, {split: splits[split] for split in ("train", "dev", "test") if split in splits}, labels)
+
+
+def _splits(tables: Mapping[str, RowTable], task: AnyTask, labels: tuple[str, ...] | None) -> dict[str, Split]:
+    problems: list[Problem] = []
+    splits: dict[str, Split] = {}
+    for name, table in tables.items():
+        try:
+            splits[name] = _split(table, task, labels)
+        except DataError as error:
+            problems += error.problems
+    if problems:
+        raise DataError("", problems)
+    return splits
+
+
+def _why_empty(task: AnyTask, split: Split) -> str:
+    unknown = split.left_out.get(UNKNOWN_LABEL, 0)
+    usable = len(split.table) - unknown
+    if usable:
+        return (
+            f"has no rows left to use: `dev` holds out {task.dev} of {usable:,} rows; name a file, or another fraction"
+        )
+    return (
+        f"has no rows left to use: all {unknown:,} have labels that the task does not know; mend the file or `labels`"
+    )
 
 
 def _spec(task: AnyTask) -> RowSpec:
@@ -134,9 +160,12 @@ def _split(table: RowTable, task: AnyTask, labels: tuple[str, ...] | None) -> Sp
     return Split(table, np.delete(everything, outside), {**table.left_out, UNKNOWN_LABEL: len(outside)})
 
 
-def _held_out(train: Split, fraction: float, seed: int, name: str) -> tuple[Split, Split]:
-    """Train without, and dev of, about `fraction` of the texts; equal texts (pairs in either order) stay together."""
-    keys = train.table.keys()[train.chosen] ^ np.uint64(stream_number(seed, "held out", name))
+def _held_out(train: Split, fraction: float, seed: int) -> tuple[Split, Split]:
+    """Train without, and dev of, about `fraction` of the texts; equal texts (pairs in either order) stay together.
+
+    They do so across tasks too, so that no task trains on what another one that names the same file holds out.
+    """
+    keys = train.table.keys()[train.chosen] ^ np.uint64(stream_number(seed, "held out"))
     mixed = keys * np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ (mixed >> np.uint64(32))) * np.uint64(0xD6E8FEB86659FD93)
     dev = (mixed >> np.uint64(11)).astype(np.float64) / float(1 << 53) < fraction
@@ -160,7 +189,7 @@ def label_numbers(table: RowTable, task: AnyTask, labels: tuple[str, ...] | None
     if labels is None:
         return np.asarray(pc.cast(column, pa.float32()).to_numpy())
     numbers = pc.fill_null(pc.index_in(column, value_set=pa.array(labels, pa.string())), -1).to_numpy()
-    return numbers.astype(np.float32 if task.kind == "binary" else np.int64)
+    return np.asarray(numbers, dtype=np.float32 if task.kind == "binary" else np.int64)
 
 
 def make_examples(

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from smoothtune.types import Input
 
 _FORMAT = 1
 _CHUNK = 8192
+# Cutting is a setting of the tokenizer itself, so threads that share one take turns.
+_SETTINGS = threading.Lock()
 
 
 class TextTable(Protocol):
@@ -67,7 +70,10 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         try:
             tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # noqa: BLE001 - the Rust side raises bare Exception
-            raise ModelFileError(f"{path}: is not a tokenizer file: {error}") from None
+            raise ModelFileError(
+                f"{path}: is not a tokenizer file ({error}); "
+                "save it again with `AutoTokenizer.from_pretrained(...).save_pretrained(folder)`"
+            ) from None
     else:
         tokenizer = _converted(folder)
     tokenizer.no_padding()
@@ -79,7 +85,7 @@ def _converted(folder: Path) -> Tokenizer:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder).backend_tokenizer
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True).backend_tokenizer
     except (OSError, ValueError, AttributeError, ImportError) as error:
         reason = str(error).splitlines()[0]
         raise ModelFileError(
@@ -91,14 +97,15 @@ def _converted(folder: Path) -> Tokenizer:
 
 
 def encode(tokenizer: Tokenizer, rows: list[tuple[str, ...]], reads: Input, max_length: int) -> list[list[Any]]:
-    """Encodings per column: one column for single and joint input, two for separate."""
-    tokenizer.enable_truncation(max_length)
-    try:
-        if reads == "separate":
-            return [tokenizer.encode_batch_fast([row[side] for row in rows]) for side in (0, 1)]
-        return [tokenizer.encode_batch_fast([row if reads == "joint" else row[0] for row in rows])]
-    finally:
-        tokenizer.no_truncation()
+    """Encodings per column: one column for single and joint input, two for separate. Threads may share a tokenizer."""
+    with _SETTINGS:
+        tokenizer.enable_truncation(max_length)
+        try:
+            if reads == "separate":
+                return [tokenizer.encode_batch_fast([row[side] for row in rows]) for side in (0, 1)]
+            return [tokenizer.encode_batch_fast([row if reads == "joint" else row[0] for row in rows])]
+        finally:
+            tokenizer.no_truncation()
 
 
 def tokenise(
@@ -108,7 +115,8 @@ def tokenise(
 
     The cache key is the content of the texts, the tokenizer, the length and the input. Memory stays constant.
     """
-    identity = [_FORMAT, table.content_key, tokenizer.to_str(), max_length, reads]
+    with _SETTINGS:
+        identity = [_FORMAT, table.content_key, tokenizer.to_str(), max_length, reads]
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
     folder = cache / f"tokens-{key}"
     if not (folder / "done.json").is_file():
@@ -147,7 +155,9 @@ def _full_lengths(
     cut = [index for index, encoding in enumerate(encodings) if encoding.overflowing]
     if cut:
         inputs = [rows[index] if reads == "joint" else rows[index][number] for index in cut]
-        for index, encoding in zip(cut, tokenizer.encode_batch_fast(inputs), strict=True):
+        with _SETTINGS:
+            whole = tokenizer.encode_batch_fast(inputs)
+        for index, encoding in zip(cut, whole, strict=True):
             lengths[index] = len(encoding.ids)
     return lengths
 
@@ -189,7 +199,7 @@ def _open(folder: Path, number: int) -> TokenColumn:
 
 
 def in_memory(encodings: list[list[Any]]) -> list[TokenColumn]:
-    """Token columns of encodings that are already in memory (prediction)."""
+    """Token columns of encodings that are already in memory (prediction); `full` is the length after cutting."""
     columns = []
     for column in encodings:
         lengths = [len(encoding.ids) for encoding in column]

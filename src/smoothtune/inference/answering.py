@@ -36,7 +36,7 @@ def answer_examples(model: MultiTaskModel, examples: Examples, *, dtype: torch.d
 def decide(kind: Kind, logits: np.ndarray) -> np.ndarray:
     """Predictions (N,): class numbers, 0 or 1, or label units."""
     if kind == "classification":
-        return logits.argmax(axis=-1)
+        return np.asarray(logits.argmax(axis=-1))
     return (logits > 0).astype(np.int64) if kind == "binary" else logits
 
 

@@ -57,15 +57,17 @@ class Model:
 
     @classmethod
     def load(cls, folder: str | Path, *, device: str = "auto") -> Model:
-        """The model of a run folder or model folder. Raises `ModelFileError` when it is neither."""
+        """The model of a run folder or model folder. Raises `ModelFileError` when it is neither.
+
+        A model trained in float32 answers in float32, others in bfloat16 where the hardware has it.
+        """
         path = Path(folder)
         path = path / "model" if (path / "model" / "config.toml").is_file() else path
         found = read_model_folder(path)
         target = pick_device(device)
         tokenizer = load_tokenizer(path)
-        return cls(
-            found.model.to(target), found.config, found.labels, tokenizer, dtype=pick_dtype("auto", target)
-        )
+        dtype = pick_dtype("float32" if found.provenance.get("precision") == "float32" else "auto", target)
+        return cls(found.model.to(target), found.config, found.labels, tokenizer, dtype=dtype)
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -95,7 +97,8 @@ class Model:
         """Class probabilities (N, C), columns in the order of `labels[task]`. Raises `UsageError` for a regression."""
         if self.kind(task) == "regression":
             raise UsageError(f"task {task!r} is a regression and has no probabilities; use `predict`")
-        parts = [found.probabilities for found in self.predict_windows(task, texts, batch_size=batch_size)]
+        found = self.predict_windows(task, texts, batch_size=batch_size)
+        parts = [part.probabilities for part in found if part.probabilities is not None]
         return np.concatenate(parts) if parts else np.empty((0, len(self.labels[task] or ())))
 
     def predict_windows(self, task: str, texts: Texts, *, batch_size: int = 64) -> Iterable[Predictions]:
@@ -105,6 +108,7 @@ class Model:
             yield self.answer(task, window, batch_size)
 
     def answer(self, task: str, rows: list[tuple[str, ...]], batch_size: int = 64) -> Predictions:
+        """Answers for rows of one text or two, in order; `task` must be one of `tasks`, `rows` not empty."""
         shape = self.config.tasks[task]
         reads = trunk_options(task, shape, self.config.trunks).input
         columns = in_memory(encode(self.tokenizer, rows, reads, self.config.encoder.max_length))
@@ -126,7 +130,7 @@ class Model:
         if isinstance(texts, str):
             raise UsageError(f"task {task!r}: expected a list of texts, got one string")
         for number, item in enumerate(texts):
-            row = (item,) if isinstance(item, str) else tuple(item)
+            row = tuple(item) if isinstance(item, list | tuple) else (item,)
             if len(row) != wanted or not all(isinstance(text, str) for text in row):
                 form = "a string" if wanted == 1 else "two strings"
                 raise UsageError(f"task {task!r}, text {number}: expected {form}, got {item!r}")

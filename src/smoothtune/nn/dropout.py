@@ -26,6 +26,7 @@ class Dropout(nn.Module):
         return x * keep.to(x.dtype).mul_(1 / (1 - self.rate))
 
     def extra_repr(self) -> str:
+        """The rate."""
         return f"rate={self.rate}"
 
 

@@ -21,6 +21,7 @@ from smoothtune.config.experiment import ModelConfig
 from smoothtune.config.problems import problems_of
 from smoothtune.errors import ModelFileError
 from smoothtune.files import folder_aside
+from smoothtune.nn.encoder import Encoder
 from smoothtune.nn.model import MultiTaskModel, build_model
 from smoothtune.nn.pretrained import build_encoder
 
@@ -65,16 +66,12 @@ def read_model_folder(folder: Path) -> ModelFolder:
         raise ModelFileError(f"{folder}: is not a model folder (it has no config.toml); give RUN/model or a run folder")
     config = _read_config(folder / "config.toml")
     labels = _read_labels(folder / "labels.json", config)
-    architecture = read_json(folder / "encoder.json")
+    encoder = _build_encoder(folder / "encoder.json", config)
     try:
-        encoder = build_encoder(architecture, config.encoder)
         model = build_model(encoder, config.tasks, config.trunks, labels, seed=0)
-        model.load_state_dict(load_file(folder / "model.safetensors"))
-    except FileNotFoundError:
-        raise ModelFileError(f"{folder / 'model.safetensors'}: is missing; the folder is not complete") from None
-    except (SafetensorError, RuntimeError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise ModelFileError(f"{folder / 'model.safetensors'}: does not fit config.toml: {reason}") from None
+    except KeyError as error:
+        raise ModelFileError(f"{folder / 'config.toml'}: a task names the trunk {error}, which is not there") from None
+    _load_weights(folder / "model.safetensors", model)
     return ModelFolder(model.eval(), config, labels, read_json(folder / "provenance.json"))
 
 
@@ -89,6 +86,27 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ModelFileError(f"{path}: holds no JSON object")
     return found
+
+
+def _build_encoder(path: Path, config: ModelConfig) -> Encoder:
+    architecture = read_json(path)
+    try:
+        return build_encoder(architecture, config.encoder)
+    except (ModelFileError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ModelFileError(f"{path}: no encoder can be built from it: {error}") from None
+
+
+def _load_weights(path: Path, model: MultiTaskModel) -> None:
+    try:
+        model.load_state_dict(load_file(path))
+    except FileNotFoundError:
+        raise ModelFileError(f"{path}: is missing; the folder is not complete") from None
+    except SafetensorError as error:
+        raise ModelFileError(f"{path}: is not a whole safetensors file ({error}); copy the folder again") from None
+    except RuntimeError as error:
+        reasons = [line.strip() for line in str(error).splitlines()]
+        reason = " ".join(reasons[1:2] or reasons)[:300]
+        raise ModelFileError(f"{path}: does not fit config.toml, encoder.json and labels.json: {reason}") from None
 
 
 def _read_config(path: Path) -> ModelConfig:
@@ -112,14 +130,21 @@ def _read_labels(path: Path, config: ModelConfig) -> dict[str, tuple[str, ...] |
     found = read_json(path)
     labels: dict[str, tuple[str, ...] | None] = {}
     for name, task in config.tasks.items():
-        entry = found.get(name)
+        entry: list[str] | None = found.get(name)
         if task.kind == "regression":
             labels[name] = None
             continue
-        if not isinstance(entry, list) or len(entry) < 2 or not all(isinstance(label, str) for label in entry):
-            raise ModelFileError(f"{path}: task {name} needs a list of at least two labels, got {entry!r}")
-        labels[name] = tuple(entry)
+        if not _are_labels(entry, exactly=2 if task.kind == "binary" else None):
+            number = "two" if task.kind == "binary" else "at least two"
+            raise ModelFileError(f"{path}: task {name} needs a list of {number} different labels, got {entry!r}")
+        labels[name] = tuple(entry or ())
     return labels
+
+
+def _are_labels(entry: Any, *, exactly: int | None) -> bool:
+    if not isinstance(entry, list) or not all(isinstance(label, str) for label in entry):
+        return False
+    return len(set(entry)) == len(entry) and (len(entry) >= 2 if exactly is None else len(entry) == exactly)
 
 
 def _write_json(path: Path, value: object) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from smoothtune.config.experiment import trunk_name, trunk_options
+from smoothtune.config.experiment import kind_of, trunk_name, trunk_options
 from smoothtune.config.tasks import AnyShape
 from smoothtune.nn.dropout import name_places
 from smoothtune.nn.encoder import Encoder
@@ -61,8 +61,13 @@ class Answer:
 class MultiTaskModel(nn.Module):
     """The shared encoder with a trunk and an output for every task (Liu et al., 2019, MT-DNN; Wang, section 3)."""
 
-    def __init__(self, encoder: Encoder, trunks: Mapping[str, nn.Module], outputs: Mapping[str, nn.Module],
-                 tasks: Mapping[str, TaskNode]) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        trunks: Mapping[str, nn.Module],
+        outputs: Mapping[str, nn.Module],
+        tasks: Mapping[str, TaskNode],
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.trunks = Named(trunks)
@@ -135,7 +140,7 @@ def build_model(
     built: dict[str, nn.Module] = {}
     for name, option in options.items():
         with _fresh(seed, "trunks", name):
-            built[name] = resolve("trunks", option.kind)(option, encoder.width)
+            built[name] = resolve("trunks", kind_of(option))(option, encoder.width)
     outputs: dict[str, nn.Module] = {}
     for name, node in nodes.items():
         with _fresh(seed, "outputs", name):

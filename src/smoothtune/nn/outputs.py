@@ -89,8 +89,17 @@ class Reading(nn.Module):
         return self.low + (self.high - self.low) * (single.sigmoid() if self.squash else single)
 
     def start(self, last: nn.Linear) -> None:
-        """Set the bias of the last layer so that a regression's first predictions sit in the middle of its range."""
-        if self.kind == "regression":
+        """Set where the last layer begins.
+
+        A single feature is a similarity that already points the right way, and a drawn slope might turn it round: a
+        regression begins at slope 1 from the bottom of its range to the top, a logit at 10 (x - 1/2) (ours). Otherwise the bias
+        puts a regression's first predictions in the middle of its range.
+        """
+        if last.in_features == 1 and self.kind != "classification":
+            steep = self.squash or self.kind == "binary"
+            nn.init.constant_(last.weight, 10.0 if steep else 1.0)
+            nn.init.constant_(last.bias, -5.0 if steep else 0.0)
+        elif self.kind == "regression":
             nn.init.constant_(last.bias, 0.0 if self.squash else 0.5)
 
 

@@ -13,7 +13,8 @@ class BestState:
 
     def __init__(self, model: nn.Module, names: Iterable[str]) -> None:
         self._model = model
-        self._names = [*names, *(name for name, _ in model.named_buffers())]
+        saved = model.state_dict()
+        self._names = [*names, *(name for name, _ in model.named_buffers() if name in saved)]
         self._kept: dict[str, Tensor] = {}
 
     @property

@@ -72,7 +72,8 @@ class _Means:
 
     def means(self) -> dict[str, dict[str, float]]:
         return {
-            task: {name: value / self.counts[task] for name, value in parts.items()} for task, parts in self.sums.items()
+            task: {name: value / self.counts[task] for name, value in parts.items()}
+            for task, parts in self.sums.items()
         }
 
 
@@ -121,20 +122,28 @@ def run_epochs(parts: LoopParts) -> Iterator[StepReport | EpochReport]:
             for task, task_losses in losses.sums.items():
                 means.add(task, {name: value / losses.counts[task] for name, value in task_losses.items()})
             spent += time.perf_counter() - began
-            rate = max(parts.rates.get_last_lr())
+            rate = float(max(parts.rates.get_last_lr()))
             yield StepReport(stage.name, epoch, step, parts.total_steps, losses.means(), rate, spent, skipped)
             began = time.perf_counter()
             if step >= parts.total_steps:
                 break
-        yield EpochReport(stage.name, epoch, step, spent, means.means(), coverage, parts.evaluate(parts.module.model), skipped)
+        yield EpochReport(
+            stage.name, epoch, step, spent, means.means(), coverage, parts.evaluate(parts.module.model), skipped
+        )
 
 
 def put_frozen_to_rest(module: StepModule) -> None:
     """Modules whose every parameter is frozen are put into eval mode: no dropout, no running statistics."""
-    for child in module.model.modules():
-        own = list(child.parameters())
-        if own and not any(parameter.requires_grad for parameter in own):
-            child.eval()
+    _rest(module.model)
+
+
+def _rest(module: torch.nn.Module) -> None:
+    own = [parameter.requires_grad for parameter in module.parameters()]
+    if own and not any(own):
+        module.eval()  # the module's own `eval` decides for what it holds: an LSTM must stay in training mode
+        return
+    for child in module.children():
+        _rest(child)
 
 
 def _optimiser_step(parts: LoopParts, group: list[tuple[str, Batch]], number: int, step: int) -> tuple[_Means, int]:

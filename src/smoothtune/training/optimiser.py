@@ -13,20 +13,19 @@ from torch.optim.lr_scheduler import LambdaLR
 from smoothtune.config.stage import Rates, Stage
 from smoothtune.nn.model import MultiTaskModel
 
-_NO_DECAY = ("bias", "norm", "log_variance")
-
 
 def parameter_groups(
     model: MultiTaskModel, weighting: nn.Module, chosen: Mapping[str, nn.Parameter], stage: Stage
 ) -> list[dict[str, Any]]:
-    """Groups of equal learning rate and decay; biases, norms and loss weights are not decayed.
+    """Groups of equal learning rate and decay; vectors (biases, norms) and loss weights are not decayed.
 
-    With `layer_decay` d, encoder depth k of L has rate * d^(L + 1 - k) (Howard and Ruder, 2018; Clark et al., 2020).
+    With `layer_decay` d, encoder depth k of L (0: embeddings, L: last layer) has rate * d^(L - k), what follows the
+    layers the full rate (Howard and Ruder, 2018; Clark et al., 2020).
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in chosen.items():
         rate = _rate(model, name, stage)
-        decay = 0.0 if parameter.ndim < 2 or any(mark in name.lower() for mark in _NO_DECAY) else stage.weight_decay
+        decay = 0.0 if parameter.ndim < 2 else stage.weight_decay
         groups.setdefault((rate, decay), []).append(parameter)
     trained = [parameter for parameter in weighting.parameters() if parameter.requires_grad]
     if trained:

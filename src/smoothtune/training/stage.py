@@ -112,24 +112,25 @@ class StageRun:
                 yield report
                 continue
             improved, finished = rule.take(report.dev)
-            if improved:
-                self.best.keep()
-            for task in finished:
-                parts.schedule.finish(task)
-                rule.restore_task(task)
             for task in rule.improved_tasks:
                 rule.keep_task(task, self.model)
+            for task in finished:
+                if report.step < parts.total_steps:
+                    parts.schedule.finish(task)
+                rule.restore_task(task)
+            if improved:
+                self.best.keep()
             yield StageEpoch(report, improved, finished, parts.module.weighting.factors())
             if rule.done:
                 break
         self.best.restore()
-        yield StageEnd(self.stage.name, rule.reason, self.stage.stop.metric, rule.stopping.best)
+        for task in rule.finished:
+            rule.restore_task(task)
+        best = rule.stopping.best if math.isfinite(rule.stopping.best) else math.nan
+        yield StageEnd(self.stage.name, rule.reason, self.stage.stop.metric, best)
 
     def _choose(self) -> dict[str, torch.nn.Parameter]:
-        try:
-            chosen = selected(self.model, self.stage.train, self.examples)
-        except ValueError as error:
-            raise UsageError(f"stage {self.stage.name}: train: {error}; correct the selection") from None
+        chosen = chosen_parameters(self.model, self.stage, tuple(self.examples))
         for parameter in self.model.parameters():
             parameter.requires_grad_(False)
         for parameter in chosen.values():
@@ -162,6 +163,22 @@ class StageRun:
         return schedule
 
 
+def chosen_parameters(model: MultiTaskModel, stage: Stage, tasks: tuple[str, ...]) -> dict[str, torch.nn.Parameter]:
+    """What the stage trains, by full name. Raises `UsageError` for a selection without parameters, or a task without any."""
+    try:
+        chosen = selected(model, stage.train, tasks)
+    except ValueError as error:
+        raise UsageError(f"stage {stage.name}: train: {error}; correct the selection") from None
+    for task in tasks:
+        parts = ("encoder.", f"trunks.{model.tasks[task].trunk}.", f"outputs.{task}.")
+        if not any(name.startswith(parts) for name in chosen):
+            what = f"{', '.join(stage.train)} leaves nothing to learn from task {task}"
+            raise UsageError(
+                f"stage {stage.name}: train: {what}; select its output, or leave it out of the stage's tasks"
+            )
+    return chosen
+
+
 def _total_steps(schedule: Schedule, stage: Stage) -> int:
     wanted = schedule.group * stage.accumulate
     total = sum(-(-batches // wanted) for batches in schedule.epoch_batches())
@@ -176,7 +193,9 @@ class _Rule:
         self._metric = stop.metric
         self.stopping = Stopping(patience=stop.patience, threshold=stop.threshold)
         self.by_task = (
-            {task: Stopping(patience=stop.patience, threshold=stop.threshold) for task in tasks} if stop.per_task else {}
+            {task: Stopping(patience=stop.patience, threshold=stop.threshold) for task in tasks}
+            if stop.per_task
+            else {}
         )
         self.task_best: dict[str, BestState] = {}
         self.improved_tasks: tuple[str, ...] = ()
@@ -186,7 +205,9 @@ class _Rule:
     def take(self, scores: StageScores) -> tuple[bool, tuple[str, ...]]:
         """Whether the stage's value improved, and the tasks that finished now."""
         improved = self.stopping.improves(_value(scores, self._metric))
-        better = {task: self.by_task[task].improves(scores.main[task]) for task in self._running if task in self.by_task}
+        better = {
+            task: self.by_task[task].improves(scores.main[task]) for task in self._running if task in self.by_task
+        }
         self.improved_tasks = tuple(task for task, value in better.items() if value)
         finished = tuple(task for task in better if self.by_task[task].finished)
         self._running = [task for task in self._running if task not in finished]
@@ -203,6 +224,11 @@ class _Rule:
         """Put the task's best output back, if it ever had one."""
         if task in self.task_best:
             self.task_best[task].restore(f"outputs.{task}.")
+
+    @property
+    def finished(self) -> tuple[str, ...]:
+        """The tasks that have finished by their own metric."""
+        return tuple(task for task in self.by_task if task not in self._running)
 
     @property
     def done(self) -> bool:

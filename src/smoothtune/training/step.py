@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from smoothtune.nn.dropout import Dropout
 from smoothtune.nn.model import Answer, MultiTaskModel
 from smoothtune.objective.divergences import divergence
 from smoothtune.objective.look import DropoutMode, Look, Regulariser
@@ -123,13 +124,15 @@ class StepModule(nn.Module):
 
 
 class _dropout_off:  # noqa: N801 - reads as a statement
-    """Puts every dropout module of a model to rest inside, and back after; norms keep their mode."""
+    """Puts the encoder and every dropout module to rest inside, and back after; norms of trunks keep their mode.
 
-    def __init__(self, model: nn.Module, rest: bool) -> None:
-        from smoothtune.nn.dropout import Dropout
+    The encoder as a whole: attention of transformers drops by its own mode, not by that of its dropout module.
+    """
 
-        kinds = (Dropout, nn.Dropout)
-        self._modules = [part for part in model.modules() if isinstance(part, kinds) and part.training] if rest else []
+    def __init__(self, model: MultiTaskModel, rest: bool) -> None:
+        inside = set(model.encoder.modules())
+        found = [part for part in model.modules() if isinstance(part, Dropout) or part in inside] if rest else []
+        self._modules = [part for part in found if part.training]
 
     def __enter__(self) -> None:
         for module in self._modules:

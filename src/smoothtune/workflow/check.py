@@ -70,9 +70,7 @@ def check_data(experiment: Experiment, base: Path, tokenizer: Tokenizer, cache: 
     return report_on(experiment, read_tasks(experiment, base, cache), tokenizer, cache)
 
 
-def report_on(
-    experiment: Experiment, tasks: Mapping[str, TaskData], tokenizer: Tokenizer, cache: Path
-) -> CheckReport:
+def report_on(experiment: Experiment, tasks: Mapping[str, TaskData], tokenizer: Tokenizer, cache: Path) -> CheckReport:
     """The report on data already read."""
     return CheckReport(
         {

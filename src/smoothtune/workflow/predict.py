@@ -10,10 +10,10 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 from smoothtune.data.readers import read_records
-from smoothtune.data.source import Flaw, Source, resolve_source
+from smoothtune.data.source import Flaw, Record, Source, resolve_source
 from smoothtune.data.tokenising import windows
 from smoothtune.errors import DataError, Problem, UsageError
 from smoothtune.files import WriteError
@@ -57,7 +57,7 @@ def _source(text: str | None) -> Source:
 
 
 def _rows(source: Source, columns: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    for record in read_records(source, columns):
+    for record in _records(source, columns):
         if isinstance(record, Flaw):
             _refuse(source, record.line, record.what)
         empty = [column for column, text in zip(columns, record.values, strict=True) if not text.strip()]
@@ -66,7 +66,14 @@ def _rows(source: Source, columns: tuple[str, ...]) -> Iterator[tuple[str, ...]]
         yield record.values
 
 
-def _refuse(source: Source, line: int, what: str) -> None:
+def _records(source: Source, columns: tuple[str, ...]) -> Iterator[Record | Flaw]:
+    try:
+        yield from read_records(source, columns)
+    except OSError as error:
+        _refuse(source, 0, f"cannot be read: {error.strerror or error}")
+
+
+def _refuse(source: Source, line: int, what: str) -> NoReturn:
     raise DataError("The input cannot be predicted:", [Problem(source.place(line), what)])
 
 

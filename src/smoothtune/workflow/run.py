@@ -55,7 +55,9 @@ def new_run_folder(run_dir: str | Path | None, name: str) -> Path:
     try:
         folder.mkdir(parents=True)
     except FileExistsError:
-        raise UsageError(f"{folder}: exists already; a run never overwrites one: remove it or give another --run-dir") from None
+        raise UsageError(
+            f"{folder}: exists already; a run never overwrites one: remove it or give another --run-dir"
+        ) from None
     except OSError as error:
         raise WriteError(f"{folder}: cannot be created: {error.strerror}") from None
     return folder

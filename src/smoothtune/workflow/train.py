@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from tokenizers import Tokenizer
 
@@ -27,7 +26,7 @@ from smoothtune.nn.model import MultiTaskModel, build_model
 from smoothtune.nn.pretrained import find_checkpoint, load_encoder
 from smoothtune.objective.weighting import TaskFacts
 from smoothtune.runtime.device import keep_memory_mapped, pick_device, pick_dtype, set_threads
-from smoothtune.training.stage import StageEpoch, StageEvent, StageRun
+from smoothtune.training.stage import StageEpoch, StageEvent, StageRun, chosen_parameters
 from smoothtune.workflow.cache import cache_folder
 from smoothtune.workflow.check import CheckReport, report_on
 from smoothtune.workflow.run import CHECK, EVALUATION, STATE, Run, RunFiles, machine, new_run_folder
@@ -110,10 +109,12 @@ class _Training:
         self.encoder = load_encoder(checkpoint, experiment.encoder)
         _check_length(experiment, self.encoder)
         self.check = report_on(experiment, self.data, self.tokenizer, self.cache)
-        self.folder = new_run_folder(run_dir, experiment.name)
-        self.files = RunFiles(self.folder)
         self.labels = {name: data.labels for name, data in self.data.items()}
         self.model = self._build()
+        for stage in experiment.stages:
+            chosen_parameters(self.model, stage, experiment.stage_tasks(stage))
+        self.folder = new_run_folder(run_dir, experiment.name)
+        self.files = RunFiles(self.folder)
 
     def run(self) -> Run:
         """All stages, then the model and its evaluation."""
@@ -263,5 +264,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list) else value
-
-

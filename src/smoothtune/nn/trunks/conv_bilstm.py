@@ -21,7 +21,7 @@ class ConvBilstmTrunk(nn.Module):
 
     def __init__(self, options: config.ConvBilstmTrunk, width: int) -> None:
         super().__init__()
-        _check(options.kernel, width)
+        _check(width)
         self.features = width
         self.convolution = nn.Conv1d(width, width, options.kernel, padding=options.kernel // 2)
         self.bilstm = Bilstm(width, options.layers)
@@ -37,19 +37,7 @@ class ConvBilstmTrunk(nn.Module):
         return features
 
 
-def _check(kernel: int, width: int) -> None:
-    problems = []
-    if kernel % 2 == 0:
-        problems.append(
-            Problem(
-                "kernel", f"{kernel} is even, so the text would change its length; take {kernel - 1} or {kernel + 1}"
-            )
-        )
+def _check(width: int) -> None:
     if width % 2:
-        problems.append(
-            Problem(
-                "encoder", f"its width {width} is odd and has no two halves for the BiLSTM; take another trunk kind"
-            )
-        )
-    if problems:
-        raise ConfigurationError('A trunk of kind "conv_bilstm" cannot be built.', problems)
+        what = f"its width {width} is odd and has no two halves for the BiLSTM; take another trunk kind"
+        raise ConfigurationError('A trunk of kind "conv_bilstm" cannot be built.', [Problem("encoder", what)])

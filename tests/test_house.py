@@ -1,0 +1,217 @@
+"""The house test: every trunk, schedule and weighting goes through one harness on a tiny real encoder."""
+
+from __future__ import annotations
+
+import math
+import typing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from smoothtune.config.experiment import ModelConfig
+from smoothtune.config.schedules import ScheduleName, ScheduleOptions
+from smoothtune.config.stage import WeightingName
+from smoothtune.config.tasks import shape_of
+from smoothtune.config.trunks import TrunkOptions
+from smoothtune.inference.answering import answer_examples
+from smoothtune.nn.folder import read_model_folder, write_model_folder
+from smoothtune.objective.weighting import TaskFacts, WeightingProduct
+from smoothtune.registry import TABLE
+from smoothtune.training.step import StepModule, StepName
+from smoothtune.types import Batch, Tokens
+from tests.small_data import SINGLE, TASKS, Prepared, changed, epochs, prepare, snapshot, steps, table
+
+TRUNKS: dict[str, dict[str, Any]] = {
+    "cls": {"dropout": 0.0},
+    "mean": {"dropout": 0.0},
+    "conv_bilstm": {"dropout": 0.0, "layers": 2, "pool": "mean"},
+    "siamese": {"dropout": 0.0, "pooling": "cls"},
+    "cosine": {"pooling": "mean"},
+    "joint": {"dropout": 0.0, "pooling": "mean"},
+    "pwim_dcnn": {"dropout": 0.0, "depth": 2},
+    "pwim_resnet": {"dropout": 0.0, "depth": 1},
+}
+STEPS = 16
+SCHEDULES: list[dict[str, Any]] = [
+    {"schedule": "proportional"},
+    {"schedule": "round_robin"},
+    {"schedule": "round_robin", "schedule_options": {"until": "all_exhausted"}},
+    {"schedule": "round_robin", "schedule_options": {"every_task": True}},
+    {"schedule": "loop_to_largest"},
+    {"schedule": "loop_to_largest", "schedule_options": {"every_task": True}},
+    {"schedule": "temperature", "schedule_options": {"alpha": 0.3, "steps_per_epoch": 12}},
+    {"schedule": "annealed", "schedule_options": {"start": 1.0, "end": 0.0}},
+]
+WEIGHTINGS: list[list[str]] = [["none"], ["fixed"], ["inverse_size"], ["learned"], ["inverse_size", "learned"]]
+
+
+def kinds(union: Any) -> set[str]:
+    """The values of `kind` in a union of options."""
+    classes = typing.get_args(typing.get_args(union)[0])
+    return {typing.get_args(cls.model_fields["kind"].annotation)[0] for cls in classes}
+
+
+def test_the_harness_covers_every_kind() -> None:
+    assert set(TRUNKS) == kinds(TrunkOptions) == set(TABLE["trunks"])
+    schedules = {str(row["schedule"]) for row in SCHEDULES}
+    assert schedules == kinds(ScheduleOptions) == set(typing.get_args(ScheduleName)) == set(TABLE["schedules"])
+    weightings = {name for names in WEIGHTINGS for name in names}
+    assert weightings == set(typing.get_args(WeightingName)) == set(TABLE["weightings"])
+    assert (len(TRUNKS), len(schedules), len(weightings)) == (8, 5, 4)
+
+
+@pytest.fixture(params=list(TRUNKS))
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def with_trunk(kind: str, encoder: Path, data: Path, cache: Path, **stage: Any) -> Prepared:
+    """The tasks that this trunk reads, one batch of 16 rows each, so that every step sees the same rows."""
+    rate = 2e-4 if kind.startswith("pwim") else 2e-3
+    wanted = table(
+        encoder, trunk={"kind": kind, **TRUNKS[kind]}, batch_size=16, warmup=0.0, learning_rate=rate, **stage
+    )
+    return prepare(wanted, data, cache, ["mood"] if kind in SINGLE else ["same", "near"])
+
+
+@pytest.fixture
+def prepared(kind: str, tiny_encoder: Path, small_data: Path, shared_cache: Path) -> Prepared:
+    return with_trunk(kind, tiny_encoder, small_data, shared_cache, stop={"max_epochs": STEPS})
+
+
+@pytest.fixture
+def frozen(kind: str, tiny_encoder: Path, small_data: Path, shared_cache: Path) -> Prepared:
+    return with_trunk(kind, tiny_encoder, small_data, shared_cache, train=["outputs"], stop={"max_epochs": 2})
+
+
+def test_loss_on_fixed_rows_is_finite_and_falls(prepared: Prepared) -> None:
+    events = list(prepared.run(rows=16).events())
+    assert len(steps(events)) == STEPS * len(prepared.train)
+    for task in prepared.train:
+        losses = [step.losses[task]["unweighted"] for step in steps(events) if task in step.losses]
+        assert len(losses) == STEPS
+        assert all(math.isfinite(loss) for loss in losses)
+        assert losses[-1] < losses[0]
+
+
+def test_gradients_reach_all_that_trains(prepared: Prepared) -> None:
+    gradients = gradients_of(prepared)
+    assert [name for name, found in gradients.items() if found is None] == []
+    assert all(bool(torch.isfinite(found).all()) for found in gradients.values() if found is not None)
+
+
+def test_frozen_parts_get_no_gradient_and_do_not_move_by_a_bit(frozen: Prepared) -> None:
+    before = snapshot(frozen.model)
+    list(frozen.run(rows=16).events())
+    moved = changed(frozen.model, before)
+    assert moved
+    assert all(name.startswith("outputs.") for name in moved), moved
+    reached = {name for name, found in gradients_of(frozen).items() if found is not None}
+    assert {name.partition(".")[0] for name in reached} == {"outputs"}
+
+
+def gradients_of(prepared: Prepared) -> dict[str, Tensor | None]:
+    """Gradients after one step of every task, by parameter."""
+    module = StepModule(
+        prepared.model,
+        WeightingProduct(("none",), {name: TaskFacts(40, 1.0) for name in TASKS}),
+        dtype=torch.float32,
+    )
+    prepared.model.zero_grad(set_to_none=True)
+    for examples in prepared.train.values():
+        module(examples.batch(np.arange(16)), StepName(0, "s", 0, 0, 0.0))["task"].backward()
+    return {name: parameter.grad for name, parameter in prepared.model.named_parameters()}
+
+
+def test_save_load_and_same_predictions_to_the_bit(prepared: Prepared, tmp_path: Path) -> None:
+    list(prepared.run(rows=16).events())
+    save(prepared, tmp_path / "model")
+    loaded = read_model_folder(tmp_path / "model")
+    assert loaded.labels == prepared.labels
+    for task, examples in prepared.dev.items():
+        before, after = (
+            answer_examples(model, examples, dtype=torch.float32, batch_size=8)
+            for model in (prepared.model, loaded.model)
+        )
+        assert np.array_equal(before, after), task
+        assert before.std() > 0
+
+
+def save(prepared: Prepared, folder: Path) -> None:
+    experiment = prepared.experiment
+    config = ModelConfig(
+        encoder=experiment.encoder,
+        tasks={name: shape_of(task) for name, task in experiment.tasks.items()},
+        trunks=experiment.trunks,
+    )
+    write_model_folder(
+        folder, prepared.model, config, prepared.labels, tokenizer=prepared.tokenizer, provenance={"seed": 1}
+    )
+
+
+def test_one_example_is_its_row_in_a_batch(prepared: Prepared) -> None:
+    model = prepared.model.eval()
+    for examples in prepared.dev.values():
+        together = model(examples.batch(np.arange(12))).logits
+        alone = torch.cat([model(examples.batch(np.array([row]))).logits for row in range(12)])
+        torch.testing.assert_close(alone, together, rtol=1e-5, atol=1e-5)
+
+
+def test_padding_changes_nothing(prepared: Prepared) -> None:
+    model = prepared.model.eval()
+    for examples in prepared.dev.values():
+        batch = examples.batch(np.arange(8))
+        torch.testing.assert_close(model(padded(batch, 7)).logits, model(batch).logits, rtol=1e-5, atol=1e-5)
+
+
+def padded(batch: Batch, more: int) -> Batch:
+    """The batch with `more` columns of padding, filled with a token that would be seen if the mask did not count."""
+    rows = len(batch.tokens.mask)
+    filling = torch.full((rows, more), 9)
+    segments = batch.tokens.segments
+    tokens = Tokens(
+        torch.cat([batch.tokens.input_ids, filling], 1),
+        torch.cat([batch.tokens.mask, torch.zeros(rows, more, dtype=torch.bool)], 1),
+        None if segments is None else torch.cat([segments, torch.zeros_like(filling)], 1),
+    )
+    return replace(batch, tokens=tokens)
+
+
+@pytest.mark.parametrize(
+    "schedule", SCHEDULES, ids=lambda row: "-".join(map(str, [row["schedule"], *row.get("schedule_options", {})]))
+)
+def test_every_schedule_trains(
+    schedule: dict[str, Any], tiny_encoder: Path, small_data: Path, shared_cache: Path
+) -> None:
+    assert_trains(table(tiny_encoder, **schedule, stop={"max_epochs": 4}), small_data, shared_cache)
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS, ids="-".join)
+def test_every_weighting_trains(weighting: list[str], tiny_encoder: Path, small_data: Path, shared_cache: Path) -> None:
+    wanted = table(tiny_encoder, weighting=weighting, stop={"max_epochs": 4})
+    if "fixed" in weighting:
+        wanted["tasks"]["near"]["loss_weight"] = 0.5
+    events = assert_trains(wanted, small_data, shared_cache)
+    learned = epochs(events)[-1].factors
+    assert set(learned) == (set(TASKS) if "learned" in weighting else set())
+    assert all(0 < factor < 100 for factor in learned.values())
+
+
+def assert_trains(wanted: dict[str, Any], data: Path, cache: Path) -> list[Any]:
+    """Losses of all tasks are finite, and their sum is lower in the last epoch than in the first."""
+    prepared = prepare(wanted, data, cache)
+    before = snapshot(prepared.model)
+    events = list(prepared.run().events())
+    sums = [sum(parts["unweighted"] for parts in epoch.report.losses.values()) for epoch in epochs(events)]
+    assert len(sums) == 4
+    assert all(math.isfinite(value) for value in sums)
+    assert sums[-1] < sums[0]
+    seen = {task for step in steps(events) for task in step.losses}
+    assert seen == set(TASKS)
+    assert {name.partition(".")[0] for name in changed(prepared.model, before)} >= {"encoder", "outputs"}
+    return events
