@@ -72,7 +72,7 @@ kind = "tasks"
 tasks = ["sst", "quora", "sts"]
 train = ["encoder", "trunks", "outputs"]
 schedule = "round_robin"
-schedule_options = { until = "all_exhausted", every_task = true }
+schedule_options = { until = "first_exhausted", every_task = true }
 weighting = ["fixed", "learned"]
 batch_size = 32
 learning_rate = 3e-5
@@ -126,7 +126,7 @@ def test_every_key_of_a_full_file_is_read(tmp_path: Path) -> None:
     assert (sts.range, sts.dev, sts.metric) == ((0, 5), 0.2, "pearson")
     assert [trunk.kind for trunk in found.trunks.values()] == ["conv_bilstm", "pwim_resnet"]
     assert (first.name, first.tasks, first.train) == ("together", ("sst", "quora", "sts"), Stage().train)
-    assert (first.schedule, first.schedule_options.until, first.every_task) == ("round_robin", "all_exhausted", True)
+    assert (first.schedule, first.schedule_options.until, first.every_task) == ("round_robin", "first_exhausted", True)
     assert (first.weighting, first.batch_size, first.warmup) == (("fixed", "learned"), 32, 0.2)
     assert first.learning_rate == Rates(encoder=3e-5, trunks=3e-5, outputs=3e-5)
     assert (first.weight_decay, first.layer_decay, first.gradient_clip, first.accumulate) == (0.1, 0.9, 2.0, 2)
@@ -521,7 +521,7 @@ SCHEDULES = st.one_of(
             "schedule": st.just("round_robin"),
             "schedule_options": st.fixed_dictionaries(
                 {},
-                optional={"until": st.sampled_from(["first_exhausted", "all_exhausted"]), "every_task": st.booleans()},
+                optional={"until": st.sampled_from(["first_exhausted", "all_exhausted"]), "every_task": st.just(False)},
             ),
         }
     ),
@@ -603,3 +603,10 @@ def test_a_task_cannot_have_the_name_of_a_mean(name: str) -> None:
     task = {"kind": "binary", "text": "text", "label": "label", "train": "train.tsv"}
     with pytest.raises(ConfigurationError, match=f"tasks.{name}: a task cannot be called '{name}'"):
         load({"tasks": {name: task}})
+
+
+def test_every_task_needs_whole_rounds() -> None:
+    task = {"kind": "binary", "text": "text", "label": "label", "train": "train.tsv"}
+    stage = {"schedule": "round_robin", "schedule_options": {"until": "all_exhausted", "every_task": True}}
+    with pytest.raises(ConfigurationError, match='stages.0.schedule_options: every_task needs until = "first_exhausted"'):
+        load({"tasks": {"a": task}, "stages": [stage]})

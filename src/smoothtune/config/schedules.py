@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from smoothtune.config.options import Options
 
@@ -23,6 +23,12 @@ class RoundRobinOptions(Options):
         "first_exhausted", description="all_exhausted: a task that is through drops out of the turn"
     )
     every_task: bool = Field(False, description="one optimiser step takes one batch of every task")
+
+    @model_validator(mode="after")
+    def _whole_rounds(self) -> RoundRobinOptions:
+        if self.every_task and self.until == "all_exhausted":
+            raise ValueError('every_task needs until = "first_exhausted": rounds that lose tasks have no batch of every task')
+        return self
 
 
 class LoopToLargestOptions(Options):

@@ -64,6 +64,8 @@ def read_model_folder(folder: Path) -> ModelFolder:
     """The model of a folder, in eval mode. Raises `ModelFileError` naming the file that is missing or does not fit."""
     if not (folder / "config.toml").is_file():
         raise ModelFileError(f"{folder}: is not a model folder (it has no config.toml); give RUN/model or a run folder")
+    if not (folder / "tokenizer.json").is_file():
+        raise ModelFileError(f"{folder / 'tokenizer.json'}: is missing; the folder is not complete")
     config = _read_config(folder / "config.toml")
     labels = _read_labels(folder / "labels.json", config)
     encoder = _build_encoder(folder / "encoder.json", config)

@@ -1,0 +1,303 @@
+"""Prediction for files and from Python."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from smoothtune.cli.main import app
+from smoothtune.errors import DataError, ModelFileError, UsageError
+from smoothtune.files import WriteError
+from smoothtune.inference import model as inference
+from smoothtune.inference.answering import decide, probabilities
+from smoothtune.inference.model import Model
+from smoothtune.workflow import predict as workflow
+from smoothtune.workflow.predict import predict_file
+from smoothtune.workflow.train import train
+from tests.small_data import table
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+TEXTS = ["the cat", "a very very very small big slow fast house", "two moon", "dog", "this tree", "that star the", "rain"]
+PAIRS = [("the cat", "a dog"), ("one two", "one two"), ("very big house", "sun"), ("slow", "slow fast")]
+
+
+@pytest.fixture(scope="module")
+def run(tiny_encoder: Path, small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    wanted = table(tiny_encoder, stop={"max_epochs": 4})
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder.parent / "cache"))
+        train(wanted, data_dir=small_data, run_dir=folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(run: Path) -> Model:
+    return Model.load(run, device="cpu")
+
+
+def written(path: Path, header: list[str], rows: list[list[str]]) -> Path:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, delimiter="," if path.suffix == ".csv" else "\t", lineterminator="\n")
+        writer.writerows([header, *rows])
+    return path
+
+
+def texts_file(folder: Path) -> Path:
+    return written(folder / "texts.tsv", ["text"], [[text] for text in TEXTS])
+
+
+def predicted(
+    run: Path, task: str, source: Path, out: Path, *, form: str = "tsv", shares: bool = False
+) -> list[dict[str, Any]]:
+    count = predict_file(run, task, str(source), out, form=form, with_probabilities=shares)
+    text = out.read_text(encoding="utf-8")
+    if form == "jsonl":
+        rows = [json.loads(line) for line in text.splitlines()]
+    else:
+        rows = list(csv.DictReader(io.StringIO(text), delimiter="\t"))
+    assert len(rows) == count
+    return rows
+
+
+def test_rows_come_back_in_order_with_the_answers_of_the_model(run: Path, model: Model, tmp_path: Path) -> None:
+    rows = predicted(run, "mood", texts_file(tmp_path), tmp_path / "out.tsv")
+    assert [row["text"] for row in rows] == TEXTS
+    assert [row["prediction"] for row in rows] == model.predict("mood", TEXTS)
+    assert list(rows[0]) == ["text", "prediction"]
+    assert len(set(model.predict("mood", TEXTS))) > 1
+
+
+def test_columns_are_found_by_name_and_others_left_out(run: Path, model: Model, tmp_path: Path) -> None:
+    rows = [[b, "x", a, "1"] for a, b in PAIRS]
+    source = written(tmp_path / "pairs.csv", ["second", "more", "first", "label"], rows)
+    found = predicted(run, "same", source, tmp_path / "out.tsv")
+    assert [(row["first"], row["second"]) for row in found] == PAIRS
+    assert [row["prediction"] for row in found] == model.predict("same", PAIRS)
+    assert list(found[0]) == ["first", "second", "prediction"]
+
+
+def test_json_lines_in_and_out(run: Path, model: Model, tmp_path: Path) -> None:
+    source = tmp_path / "pairs.jsonl"
+    source.write_text("".join(json.dumps({"id": 1, "second": b, "first": a}) + "\n" for a, b in PAIRS))
+    found = predicted(run, "near", source, tmp_path / "out.jsonl", form="jsonl")
+    assert [row["prediction"] for row in found] == pytest.approx(model.predict("near", PAIRS))
+    assert list(found[0]) == ["first", "second", "prediction"]
+
+
+@pytest.mark.parametrize("form", ["tsv", "jsonl"])
+@pytest.mark.parametrize(("task", "labels"), [("mood", ["beast", "place", "sky"]), ("same", ["0", "1"])])
+def test_probabilities_sum_to_one_and_their_largest_is_the_prediction(
+    run: Path, tmp_path: Path, task: str, labels: list[str], form: str
+) -> None:
+    rows = [[a, b, f"{a} {b}"] for a, b in PAIRS]
+    source = written(tmp_path / "rows.tsv", ["first", "second", "text"], rows)
+    for row in predicted(run, task, source, tmp_path / f"out.{form}", form=form, shares=True):
+        shares = [float(row[f"p_{label}"]) for label in labels]
+        assert list(row)[-len(labels) :] == [f"p_{label}" for label in labels]
+        assert sum(shares) == pytest.approx(1, abs=1e-5)
+        assert row["prediction"] == labels[int(np.argmax(shares))]
+
+
+def test_texts_with_tabs_quotes_and_line_ends_come_back_whole(run: Path, tmp_path: Path) -> None:
+    odd = ['a "good"\tcat', "two\nlines", "ümläut 😀"]
+    source = written(tmp_path / "odd.tsv", ["text"], [[text] for text in odd])
+    assert [row["text"] for row in predicted(run, "mood", source, tmp_path / "out.tsv")] == odd
+    found = predicted(run, "mood", source, tmp_path / "out.jsonl", form="jsonl")
+    assert [row["text"] for row in found] == odd
+
+
+def test_windows_keep_the_order(run: Path, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = model.predict_probabilities("mood", TEXTS)
+    monkeypatch.setattr(workflow, "WINDOW", 3)
+    monkeypatch.setattr(inference, "WINDOW", 3)
+    rows = predicted(run, "mood", texts_file(tmp_path), tmp_path / "out.tsv", shares=True)
+    assert [row["text"] for row in rows] == TEXTS
+    np.testing.assert_allclose([float(row["p_sky"]) for row in rows], whole[:, 2], atol=2e-6)
+    np.testing.assert_allclose(model.predict_probabilities("mood", iter(TEXTS)), whole, atol=1e-6)
+    assert [len(part.values) for part in model.predict_windows("mood", TEXTS)] == [3, 3, 1]
+
+
+def test_stdin_and_stdout(run: Path, model: Model) -> None:
+    code = "from smoothtune.cli.main import main; main()"
+    given = "text\n" + "\n".join(TEXTS) + "\n"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "predict", str(run), "--task", "mood"],
+        input=given, capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = list(csv.DictReader(io.StringIO(done.stdout), delimiter="\t"))
+    assert [row["prediction"] for row in rows] == model.predict("mood", TEXTS)
+    assert "7 rows predicted" in done.stderr
+
+
+def refused(kind: type[Exception], run: Path, source: Path | str, out: Path, task: str = "mood", **more: Any) -> str:
+    """The error's text; no output file may be left, nor a part of one."""
+    before = set(out.parent.iterdir())
+    options = {"form": "tsv", "with_probabilities": False, **more}
+    with pytest.raises(kind) as error:
+        predict_file(run, task, str(source), out, **options)
+    assert set(out.parent.iterdir()) == before
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("text\tid\na cat\t1\n\t2\n", "bad.tsv:3: column 'text' is empty; write a text or remove the row"),
+        ("text\tid\na cat\t1\na dog\n", "bad.tsv:3: 1 field where the header has 2: nothing stands in column 'id'"),
+        ("", "bad.tsv: is empty, or its first line is; the first line must name the columns"),
+        ("words\na cat\n", "bad.tsv: has no column 'text'; its columns are: 'words'"),
+    ],
+)
+def test_bad_input_is_named_by_line_and_leaves_no_output(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, problem: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(workflow, "WINDOW", 1)
+    Path("bad.tsv").write_text(content)
+    text = refused(DataError, run, "bad.tsv", tmp_path / "out.tsv")
+    assert text == f"The input cannot be predicted:\n  {problem}"
+
+
+def test_an_older_output_stays_when_prediction_fails(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.tsv"
+    out.write_text("older")
+    (tmp_path / "bad.tsv").write_text("text\n \n")
+    refused(DataError, run, tmp_path / "bad.tsv", out)
+    assert out.read_text() == "older"
+
+
+def test_a_header_alone_gives_a_header_alone(run: Path, tmp_path: Path) -> None:
+    source = written(tmp_path / "none.tsv", ["text"], [])
+    assert predicted(run, "mood", source, tmp_path / "out.tsv") == []
+    assert (tmp_path / "out.tsv").read_text() == "text\tprediction\n"
+
+
+def test_what_cannot_be_asked_of_a_run(run: Path, tmp_path: Path) -> None:
+    source, out = texts_file(tmp_path), tmp_path / "out.tsv"
+    text = refused(UsageError, run, source, out, task="sst")
+    assert text == "this model has no task 'sst'; its tasks: mood, same, near"
+    text = refused(UsageError, run, source, out, task="near", with_probabilities=True)
+    assert text == "--probabilities: task 'near' is a regression and has none"
+    assert refused(UsageError, run, source, out, form="xml") == "--format: got 'xml', expected one of tsv, jsonl"
+    text = refused(ModelFileError, tmp_path, source, out)
+    assert text == f"{tmp_path}: is not a model folder (it has no config.toml); give RUN/model or a run folder"
+    assert "no such file" in refused(DataError, run, tmp_path / "missing.tsv", out)
+
+
+def test_an_output_that_cannot_be_written_is_named(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "nowhere" / "out.tsv"
+    with pytest.raises(WriteError) as error:
+        predict_file(run, "mood", str(texts_file(tmp_path)), out, form="tsv", with_probabilities=False)
+    wanted = f"{out}: cannot be written: No such file or directory; give a file in a folder that exists"
+    assert str(error.value) == wanted
+
+
+def test_an_input_that_cannot_be_read_is_not_blamed_on_the_output(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(workflow, "read_records", broken)
+    source = texts_file(tmp_path)
+    text = refused(DataError, run, source, tmp_path / "out.tsv")
+    assert text == f"The input cannot be predicted:\n  {source}: cannot be read: Permission denied"
+
+
+def test_the_program_predicts_into_a_file(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.tsv"
+    arguments = ["predict", str(run), "--task", "mood", str(texts_file(tmp_path)), "--out", str(out)]
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0
+    assert result.stdout == ""
+    assert f"7 rows predicted in {out}" in result.stderr
+    assert len(out.read_text().splitlines()) == 8
+
+
+# from Python
+
+
+def test_one_text_at_a_time_is_the_same_as_all(model: Model) -> None:
+    together = np.array(model.predict("near", PAIRS), dtype=float)
+    alone = [model.predict("near", [pair], batch_size=1)[0] for pair in PAIRS]
+    np.testing.assert_allclose(together, np.array(alone, dtype=float), atol=1e-5)
+    assert model.predict("mood", TEXTS) == [model.predict("mood", [text])[0] for text in TEXTS]
+
+
+def test_nothing_in_nothing_out(model: Model) -> None:
+    assert model.predict("mood", []) == []
+    assert model.predict_probabilities("mood", []).shape == (0, 3)
+
+
+def test_kinds_columns_and_labels(model: Model) -> None:
+    assert [model.kind(task) for task in model.tasks] == ["classification", "binary", "regression"]
+    assert model.columns("same") == ("first", "second")
+    assert model.labels["mood"] == ("beast", "place", "sky")
+
+
+def test_probabilities_from_python(model: Model) -> None:
+    shares = model.predict_probabilities("same", PAIRS)
+    assert shares.shape == (4, 2)
+    np.testing.assert_allclose(shares.sum(axis=1), 1)
+    labels = model.labels["same"]
+    assert labels is not None
+    assert [labels[number] for number in shares.argmax(axis=1)] == model.predict("same", PAIRS)
+
+
+@pytest.mark.parametrize(
+    ("task", "texts", "text"),
+    [
+        ("mood", "the cat", "task 'mood': expected a list of texts, got one string"),
+        ("mood", [("a", "b")], "task 'mood', text 0: expected a string, got ('a', 'b')"),
+        ("mood", ["a", None], "task 'mood', text 1: expected a string, got None"),
+        ("mood", [3], "task 'mood', text 0: expected a string, got 3"),
+        ("same", ["ab"], "task 'same', text 0: expected two strings, got 'ab'"),
+        ("same", [("a", "b"), ("a",)], "task 'same', text 1: expected two strings, got ('a',)"),
+        ("same", [["a", 5]], "task 'same', text 0: expected two strings, got ['a', 5]"),
+        ("sst", ["a"], "this model has no task 'sst'; its tasks: mood, same, near"),
+    ],
+)
+def test_texts_of_the_wrong_form(model: Model, task: str, texts: Any, text: str) -> None:
+    with pytest.raises(UsageError) as error:
+        model.predict(task, texts)
+    assert str(error.value) == text
+
+
+def test_a_regression_has_no_probabilities(model: Model) -> None:
+    with pytest.raises(UsageError) as error:
+        model.predict_probabilities("near", PAIRS)
+    assert str(error.value) == "task 'near' is a regression and has no probabilities; use `predict`"
+
+
+def test_predicting_leaves_every_mode_as_it_was(model: Model) -> None:
+    model.network.train()
+    model.network.encoder.eval()
+    before = {name: part.training for name, part in model.network.named_modules()}
+    model.predict("mood", TEXTS)
+    assert {name: part.training for name, part in model.network.named_modules()} == before
+    model.network.eval()
+
+
+def test_logits_become_decisions_and_shares() -> None:
+    logits = np.array([[0.0, 2.0, 1.0], [900.0, -900.0, 0.0]], dtype=np.float32)
+    assert decide("classification", logits).tolist() == [1, 0]
+    assert probabilities("classification", logits).sum(axis=1).tolist() == [1.0, 1.0]
+    single = np.array([-900.0, 0.0, 1.0, 900.0], dtype=np.float32)
+    assert decide("binary", single).tolist() == [0, 0, 1, 1]
+    found = probabilities("binary", single)
+    assert found[:, 1].tolist() == pytest.approx([0, 0.5, 1 / (1 + np.exp(-1)), 1])
+    assert decide("regression", single) is single
+    with pytest.raises(ValueError, match="a regression has no probabilities"):
+        probabilities("regression", single)
