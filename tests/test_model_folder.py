@@ -71,9 +71,7 @@ def test_a_missing_file_is_named(folder: Path, name: str) -> None:
     (folder / name).unlink()
     with pytest.raises(ModelFileError) as error:
         Model.load(folder, device="cpu")
-    assert str(error.value).startswith(str(folder))
-    assert name in str(error.value)
-    assert "is missing" in str(error.value) or "no such file" in str(error.value).lower()
+    assert str(error.value) == f"{folder / name}: is missing; the folder is not complete"
 
 
 def test_a_folder_without_config_is_no_model_folder(folder: Path) -> None:
@@ -112,8 +110,8 @@ def weight(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Pat
 
 DAMAGE: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "cut weights": (cut, "model.safetensors", "is not a whole safetensors file"),
-    "weights of nothing": (
-        edit("model.safetensors", lambda _: "") if False else lambda f: os.truncate(f / "model.safetensors", 0),
+    "no weights": (
+        lambda folder: os.truncate(folder / "model.safetensors", 0),
         "model.safetensors",
         "is not a whole safetensors file",
     ),
@@ -239,7 +237,7 @@ def test_dropout_scales_what_it_keeps_and_rests_in_eval_mode() -> None:
     torch.manual_seed(0)
     dropout, ones = Dropout(0.25), torch.ones(40_000)
     kept = dropout(ones)
-    assert set(kept.unique().tolist()) == {0.0, pytest.approx(4 / 3)}
+    assert kept.unique().tolist() == pytest.approx([0.0, 4 / 3])
     assert kept.mean().item() == pytest.approx(1, abs=0.02)
     assert dropout.eval()(ones) is ones
     assert Dropout(0.0).train()(ones) is ones
