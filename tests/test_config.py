@@ -608,5 +608,7 @@ def test_a_task_cannot_have_the_name_of_a_mean(name: str) -> None:
 def test_every_task_needs_whole_rounds() -> None:
     task = {"kind": "binary", "text": "text", "label": "label", "train": "train.tsv"}
     stage = {"schedule": "round_robin", "schedule_options": {"until": "all_exhausted", "every_task": True}}
-    with pytest.raises(ConfigurationError, match='stages.0.schedule_options: every_task needs until = "first_exhausted"'):
+    with pytest.raises(
+        ConfigurationError, match=r'stages.0.schedule_options: every_task needs until = "first_exhausted"'
+    ):
         load({"tasks": {"a": task}, "stages": [stage]})

@@ -23,7 +23,9 @@ def block(language: str) -> str:
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    reviews = [f'"a {word} film, {number}",{stars}' for number in range(12) for word, stars in (("good", 5), ("bad", 1))]
+    reviews = [
+        f'"a {word} film, {number}",{stars}' for number in range(12) for word, stars in (("good", 5), ("bad", 1))
+    ]
     (tmp_path / "reviews.csv").write_text("review,stars\n" + "\n".join(reviews) + "\n")
     pairs = [f"how do i make {number}?,how can i make {number}?,{number % 2}" for number in range(30)]
     (tmp_path / "pairs.csv").write_text("question1,question2,same\n" + "\n".join(pairs) + "\n")

@@ -235,3 +235,36 @@ def test_two_regularisers_come_back_under_their_names_with_draws_of_their_own(pr
     assert list(parts) == ["task", "weight", "one", "two", "unweighted"]
     assert list(module.records) == ["one", "two"]
     assert not torch.equal(found[0], found[1])
+
+
+def test_other_weights_reach_tasks_of_any_name(tiny_encoder: Path, small_data: Path, shared_cache: Path) -> None:
+    options = table(tiny_encoder)
+    options["tasks"] = {"train": options["tasks"]["mood"]}
+    prepared = prepare(options, small_data, shared_cache, ["train"])
+    zero = {name: torch.zeros_like(tensor) for name, tensor in prepared.model.named_parameters()}
+    watch = Watch(lambda look: look.logits_of(weights=zero).abs().sum())
+    module = StepModule(
+        prepared.model,
+        WeightingProduct(("none",), {"train": TaskFacts(40, 1.0)}),
+        dtype=torch.float32,
+        regularisers=[watch],
+    )
+    assert module(batch_of(prepared, "train"), NAME)["watch"].item() == 0
+
+
+def test_other_weights_reach_an_lstm_and_leave_it_as_it_was(
+    tiny_encoder: Path, small_data: Path, shared_cache: Path
+) -> None:
+    options = table(tiny_encoder, trunk={"kind": "conv_bilstm", "dropout": 0.0})
+    prepared = prepare(options, small_data, shared_cache, ["mood"])
+    other = {name: part.detach() * 2 for name, part in prepared.model.named_parameters() if ".weight_hh_" in name}
+    assert len(other) == 2
+
+    def see(look: Look) -> Tensor:
+        assert not torch.equal(look.logits_of(weights=other), look.logits)
+        with pytest.raises(KeyError):
+            look.logits_of(weights={**other, "outputs.mood.linear.wait": torch.zeros(1)})
+        assert torch.equal(look.logits_of(), look.logits)
+        return look.logits.sum() * 0
+
+    step(prepared, Watch(see))(batch_of(prepared, "mood"), NAME)

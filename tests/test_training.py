@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +68,8 @@ def test_rate_rises_then_falls_to_nothing(total: int, share: float) -> None:
     rates = [rate_at(step, warmup=warmup, total=total) for step in range(total + 1)]
     assert all(0 <= rate <= 1 for rate in rates)
     assert rates[-1] == 0
-    assert all(before < after for before, after in zip(rates[:warmup], rates[1 : warmup + 1], strict=True))
-    assert all(before > after for before, after in zip(rates[warmup:], rates[warmup + 1 :], strict=False))
+    assert all(before < after for before, after in pairwise(rates[: warmup + 1]))
+    assert all(before > after for before, after in pairwise(rates[warmup:]))
     assert rates[warmup] == 1
     assert rates[0] > 0
 

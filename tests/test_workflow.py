@@ -318,7 +318,10 @@ def test_the_program_exits_130_after_ctrl_c(
     arguments = ["train", str(path), "--data-dir", str(small_data), "--run-dir", str(tmp_path / "run")]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 130
-    assert f"interrupted; the model as it was at its best is in {tmp_path / 'run' / 'model'}" in result.stderr
+    assert (
+        f"interrupted; the best model so far (before a first evaluation: as it stood) is in {tmp_path / 'run' / 'model'}"
+        in (result.stderr)
+    )
     assert smoothtune.load(str(tmp_path / "run")).tasks == TASKS
 
 

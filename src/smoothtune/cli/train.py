@@ -34,11 +34,18 @@ def train(
     from smoothtune.cli.tables import out, score_rows, table
     from smoothtune.workflow.train import train as run_training
 
-    run = run_training(
-        experiment, data_dir=data_dir, run_dir=run_dir, overrides=override or (), seed=seed, listen=Watcher()
-    )
+    watcher = Watcher()
+    try:
+        run = run_training(
+            experiment, data_dir=data_dir, run_dir=run_dir, overrides=override or (), seed=seed, listen=watcher
+        )
+    finally:
+        watcher.close()
     if run.interrupted:
-        typer.echo(f"interrupted; the model as it was at its best is in {run.folder / 'model'}", err=True)
+        typer.echo(
+            f"interrupted; the best model so far (before a first evaluation: as it stood) is in {run.folder / 'model'}",
+            err=True,
+        )
         raise typer.Exit(130)
     assert run.evaluation is not None
     headers = ["task", "metric", "dev", "95 % interval", "rows"]
@@ -71,6 +78,10 @@ class Watcher:
         self._bar: Any = None
         self._losses: dict[str, float] = {}
         self._said = 0.0
+
+    def close(self) -> None:
+        """Take the bar away, whatever ended the run: the terminal's cursor comes back with it."""
+        self._progress.stop()
 
     def __call__(self, event: Event) -> None:
         """Take one event."""

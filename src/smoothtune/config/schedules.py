@@ -27,7 +27,9 @@ class RoundRobinOptions(Options):
     @model_validator(mode="after")
     def _whole_rounds(self) -> RoundRobinOptions:
         if self.every_task and self.until == "all_exhausted":
-            raise ValueError('every_task needs until = "first_exhausted": rounds that lose tasks have no batch of every task')
+            raise ValueError(
+                'every_task needs until = "first_exhausted": rounds that lose tasks have no batch of every task'
+            )
         return self
 
 

@@ -30,12 +30,12 @@ def raw_lines(path: Path) -> Iterator[bytes]:
     Raises `LineTooLongError`.
     """
     with path.open("rb") as file:
-        if file.read(len(_BOM)) != _BOM:
-            file.seek(0)
-        for raw in iter(partial(file.readline, LINE_LIMIT), b""):
+        for number, raw in enumerate(iter(partial(file.readline, LINE_LIMIT), b"")):
             if len(raw) == LINE_LIMIT and not raw.endswith(b"\n"):
                 raise LineTooLongError(f"a line is longer than {LINE_LIMIT >> 20} MiB")
-            yield raw
+            text = raw if number else raw.removeprefix(_BOM)  # no seeking: the file may be a pipe
+            if text:
+                yield text
 
 
 class _Lines:

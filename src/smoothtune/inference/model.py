@@ -91,7 +91,7 @@ class Model:
         unknown task or texts of the wrong form.
         """
         parts = [found.values for found in self.predict_windows(task, texts, batch_size=batch_size)]
-        return list(chain.from_iterable(parts))  # type: ignore[arg-type,return-value]
+        return list(chain.from_iterable(parts))  # type: ignore[return-value]
 
     def predict_probabilities(self, task: str, texts: Texts, *, batch_size: int = 64) -> np.ndarray:
         """Class probabilities (N, C), columns in the order of `labels[task]`. Raises `UsageError` for a regression."""

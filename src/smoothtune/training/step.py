@@ -5,12 +5,13 @@ Knows nothing of optimisers, schedules or files. Nothing else calls the model wh
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from smoothtune.nn.dropout import Dropout
 from smoothtune.nn.model import Answer, MultiTaskModel
@@ -80,11 +81,9 @@ class StepModule(nn.Module):
         weights: Mapping[str, Tensor] | None = None,
     ) -> Answer:
         options = {"perturbation": perturbation, "layer": layer, "keep_inputs": keep_inputs}
-        with computing_in(self.dtype, batch.tokens.input_ids.device), drawing(current):
-            if weights is None:
-                answer: Answer = self.model(batch, **options)
-            else:
-                answer = functional_call(self.model, dict(weights), (batch,), options)
+        swapped = _other_weights(self.model, {} if weights is None else weights)
+        with computing_in(self.dtype, batch.tokens.input_ids.device), drawing(current), swapped:
+            answer: Answer = self.model(batch, **options)
         return answer
 
     def _look(self, batch: Batch, answer: Answer, clean: Pass, regulariser: str, progress: float) -> Look:
@@ -121,6 +120,27 @@ class StepModule(nn.Module):
             loss_of=loss_of,
             progress=progress,
         )
+
+
+@contextmanager
+def _other_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """The model computes with `weights` inside, its own untouched.
+
+    Not `torch.func.functional_call`: that finds modules by attribute, where a task called `train` is a method.
+    """
+    modules = dict(model.named_modules())
+    own: list[tuple[dict[str, Any], str, Any]] = []
+    try:
+        for path, tensor in weights.items():
+            place, _, name = path.rpartition(".")
+            module = modules[place]
+            holder: dict[str, Any] = module._parameters if name in module._parameters else module._buffers
+            own.append((holder, name, holder[name]))
+            holder[name] = tensor
+        yield
+    finally:
+        for holder, name, tensor in reversed(own):
+            holder[name] = tensor
 
 
 class _dropout_off:  # noqa: N801 - reads as a statement
