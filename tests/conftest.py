@@ -5,9 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.small_data import write_data
 from tests.tiny import write_bert
+
+
+settings.register_profile("no_clock", deadline=None)  # a busy machine is no failure
+settings.load_profile("no_clock")
 
 
 @pytest.fixture(scope="session")
