@@ -7,15 +7,19 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from smoothtune import __version__
+from smoothtune.cli.check import _print_report
 from smoothtune.cli.main import app, main
 from smoothtune.config.catalogue import catalogue
 from smoothtune.config.loading import PACKAGED, load, packaged_names
+from smoothtune.workflow.check import check_experiment
 from tests.golden import check_golden
 from tests.tiny import write_bert
 
@@ -236,7 +240,7 @@ def test_data_that_are_not_there_are_named_with_their_path(sst: Path, program: P
     (sst / "sst" / "dev.tsv").unlink()
     code, out, err = program("check", "sst.toml", "--set", "tasks.sst.train=sst/trian.tsv")
     assert (code, out) == (2, "")
-    where = "paths start at --data-dir, or at the folder of the experiment file without it"
+    where = f"relative paths start at {sst}"
     assert err.splitlines() == [
         "smoothtune: The data cannot be used as the experiment says:",
         f"  tasks.sst.train: sst/trian.tsv: no such file: {sst / 'sst' / 'trian.tsv'}; {where}",
@@ -278,7 +282,7 @@ BROKEN: dict[str, tuple[bytes, tuple[str, ...]]] = {
     ),
     "a missing column": (
         tsv(ROWS).replace("sentiment", "sentimnt").encode(),
-        ("sst/train.tsv", "'sentiment'", "'sentimnt'"),
+        ("sst/train.tsv:1: ", "'sentiment'", "'sentimnt'"),
     ),
 }
 
@@ -301,7 +305,7 @@ def test_check_tells_the_mistakes_of_all_files_at_once(sst: Path, program: Progr
     assert [line.partition(": ")[0] for line in lines[1:]] == [
         "  sst/train.tsv:12",
         "  sst/train.tsv:13",
-        "  sst/dev.tsv",
+        "  sst/dev.tsv:1",
     ]
 
 
@@ -310,6 +314,8 @@ def test_check_shows_what_is_in_the_data(sst: Path, program: Program) -> None:
     assert (code, err) == (0, "")
     head, _, train, dev = (line.split() for line in out.splitlines() if line.strip())
     assert head[:4] == ["task", "split", "rows", "labels"]
+    lines = out.splitlines()
+    assert lines[0].index("labels") == lines[2].index("0:20%") == lines[3].index("0:33%")
     assert train[:8] == ["sst", "train", "10", "0:20%", "1:20%", "2:20%", "3:20%", "4:20%"]
     assert dev[:8] == ["sst", "dev", "3", "0:33%", "1:33%", "2:33%", "3:0%", "4:0%"]
 
@@ -318,10 +324,14 @@ def test_check_gives_json(sst: Path, program: Program) -> None:
     code, out, err = program("check", "sst.toml", "--json")
     assert (code, err) == (0, "")
     splits = json.loads(out)["tasks"]["sst"]
-    keys = ["source", "rows", "left_out", "balance", "lengths", "duplicates", "conflicts", "leaks"]
+    keys = ["source", "kind", "rows", "left_out", "balance", "span", "lengths", "duplicates", "conflicts", "leaks"]
     assert {split: list(found) for split, found in splits.items()} == {"train": keys, "dev": keys}
     assert splits["train"]["balance"] == {"0": 2, "1": 2, "2": 2, "3": 2, "4": 2}
-    assert splits["train"]["leaks"] is None
+    assert (splits["train"]["kind"], splits["train"]["span"], splits["train"]["leaks"]) == (
+        "classification",
+        None,
+        None,
+    )
     assert splits["dev"]["leaks"] == {
         "rows": 3,
         **{name: {"count": 0, "examples": []} for name in ("whole", "shared_one", "shared_both", "across")},
@@ -334,9 +344,9 @@ def test_repeats_conflicts_and_leaks_are_warned_of_and_strict_makes_leaks_an_err
     (sst / "sst" / "train.tsv").write_text(tsv([*ROWS, ROWS[0], (*ROWS[1][:2], "4")]))
     (sst / "sst" / "dev.tsv").write_text(tsv([*DEV, ROWS[2]]))
     warnings = [
-        "warning: sst.train: 1 texts with more than one label, e.g. sst/train.tsv:13 and sst/train.tsv:3",
+        "warning: sst.train: 1 text with more than one label, e.g. sst/train.tsv:13 and sst/train.tsv:3",
         "warning: sst.train: 2 repeated rows, e.g. sst/train.tsv:12 and sst/train.tsv:2",
-        "warning: sst.dev: 1 rows stand in training data, e.g. sst/dev.tsv:5 at sst/train.tsv:4",
+        "warning: sst.dev: 1 row stands in training data, e.g. sst/dev.tsv:5 at sst/train.tsv:4",
     ]
     code, shown, err = program("check", "sst.toml")
     assert (code, err.splitlines()) == (0, warnings)
@@ -344,8 +354,8 @@ def test_repeats_conflicts_and_leaks_are_warned_of_and_strict_makes_leaks_an_err
     assert (code, out) == (2, shown)
     assert err.splitlines() == [
         *warnings,
-        "smoothtune: 1 dev or test rows stand in training data (--strict):",
-        "  sst.dev: 1 rows stand in training data, e.g. sst/dev.tsv:5 at sst/train.tsv:4",
+        "smoothtune: 1 dev or test row stands in training data (--strict):",
+        "  sst.dev: 1 row stands in training data, e.g. sst/dev.tsv:5 at sst/train.tsv:4",
     ]
     assert (
         json.loads(program("check", "sst.toml", "--json", "--strict")[1])["tasks"]["sst"]["dev"]["leaks"]["whole"][
@@ -359,18 +369,169 @@ def test_rows_that_are_left_out_are_counted_in_a_note(sst: Path, program: Progra
     (sst / "sst" / "train.tsv").write_text(tsv([*ROWS, ("10", "", "2"), ("11", "the red film", "7")]))
     code, out, err = program("check", "sst.toml", "--set", "tasks.sst.on_bad_row=leave_out")
     assert code == 0
-    assert "1 empty text, 1 unknown label" in out
+    assert [line.split()[-1] for line in out.splitlines()[2:]] == ["2", "0"]
     assert err.splitlines() == [
-        "note: sst.train: 1 rows left out: empty text",
-        "note: sst.train: 1 rows left out: unknown label",
+        "note: sst.train: 1 row left out: empty text",
+        "note: sst.train: 1 row left out: unknown label",
     ]
 
 
-def test_data_are_also_found_from_the_environment(
+PAIRS = """
+[encoder]
+name = "{encoder}"
+max_length = 16
+[tasks.near]
+kind = "regression"
+range = [0, 5]
+text = ["first", "second"]
+label = "score"
+train = "near.tsv"
+dev = "near_dev.tsv"
+"""
+
+
+@pytest.fixture
+def near(sst: Path, encoder: Path) -> Path:
+    """A folder with a small regression `near.toml` whose mean label is whole, and its data."""
+    (sst / "near.toml").write_text(PAIRS.format(encoder=encoder))
+    (sst / "near.tsv").write_text("first\tsecond\tscore\na cat\ta dog\t1\nthe sun\tthe moon\t3\n")
+    (sst / "near_dev.tsv").write_text("first\tsecond\tscore\na dog\ta cat\t1\na cat\tthe rain\t3.8\n")
+    return sst
+
+
+def test_a_regression_is_told_by_its_span_even_if_its_mean_is_whole(near: Path, program: Program) -> None:
+    code, out, _ = program("check", "near.toml")
+    assert code == 0
+    assert out.splitlines()[2].split()[3:8] == ["1", "to", "3,", "mean", "2.00"]
+    found = json.loads(program("check", "near.toml", "--json")[1])["tasks"]["near"]
+    assert (found["train"]["kind"], found["train"]["balance"]) == ("regression", {})
+    assert found["train"]["span"] == {"min": 1.0, "mean": 2.0, "max": 3.0}
+    assert found["dev"]["span"] == {"min": 1.0, "mean": 2.4, "max": 3.8}
+
+
+def test_strict_counts_and_names_only_rows_that_leak_whole(near: Path, program: Program) -> None:
+    code, _, err = program("check", "near.toml", "--strict")
+    whole = "near.dev: 1 row stands in training data, e.g. near_dev.tsv:2 at near.tsv:2"
+    assert (code, err.splitlines()) == (
+        2,
+        [
+            f"warning: {whole}",
+            "warning: near.dev: 1 pair shares a text with training pairs (1 one, 0 both)",
+            "smoothtune: 1 dev or test row stands in training data (--strict):",
+            f"  {whole}",
+        ],
+    )
+
+
+def dev_leaks(program: Program, *overrides: str) -> dict[str, int]:
+    """How many rows of each kind of leak `check` counts in dev."""
+    options = [part for override in overrides for part in ("--set", override)]
+    found = json.loads(program("check", "near.toml", "--json", *options)[1])["tasks"]["near"]["dev"]["leaks"]
+    return {name: value["count"] for name, value in found.items() if name != "rows" and value["count"]}
+
+
+def test_leaks_are_looked_for_wherever_dev_comes_from(near: Path, program: Program) -> None:
+    texts = [f"{word} {noun}" for word in ("good", "bad") for noun in ("cat", "dog", "sun", "moon", "rain", "tree")]
+    rows = [f"{text}\tthe house\t{number % 6}" for number, text in enumerate(texts)]
+    (near / "near.tsv").write_text("\n".join(["first\tsecond\tscore", *rows]) + "\n")
+    assert dev_leaks(program, "tasks.near.dev=near.tsv") == {"whole": 12}
+    held = dev_leaks(program, "tasks.near.dev=0.4")
+    assert list(held) == ["shared_one"]
+    other = PAIRS.partition("[tasks.near]")[2].replace("near_dev.tsv", "one.tsv")
+    (near / "one.tsv").write_text("first\tsecond\tscore\na small\tbig tree\t3\n")
+    (near / "near.toml").write_text((near / "near.toml").read_text() + "\n[tasks.other]" + other)
+    assert dev_leaks(program, "tasks.near.dev=0.4") == {"whole": held["shared_one"]}
+    assert dev_leaks(program, "tasks.near.dev=0.4", "tasks.other.max_train_rows=1") == {"whole": held["shared_one"]}
+    assert dev_leaks(program, "tasks.near.dev=0.4", "tasks.other.dev=0.4") == held
+
+
+def test_what_is_wrong_is_also_told_as_json(sst: Path, program: Program) -> None:
+    (sst / "sst" / "train.tsv").write_text(tsv([*ROWS, ("10", "", "2")]))
+    code, out, err = program("check", "sst.toml", "--json")
+    what = "column 'sentence' is empty; write a text or remove the row"
+    assert (code, json.loads(out)) == (2, {"problems": [{"where": "sst/train.tsv:12", "what": what}]})
+    assert err.endswith(f"  sst/train.tsv:12: {what}\n")
+    code, out, err = program("check", "nowhere.toml", "--json")
+    assert (code, err) == (2, f"smoothtune: {json.loads(out)['problems'][0]['what']}\n")
+
+
+def test_a_label_without_training_rows_is_noted(sst: Path, program: Program) -> None:
+    (sst / "sst" / "train.tsv").write_text(tsv([row for row in ROWS if row[2] not in "13"]))
+    assert program("check", "sst.toml")[2] == "note: sst.train: no row has the label '1', '3': it cannot be learned\n"
+
+
+def test_check_refuses_what_the_encoder_cannot_do(sst: Path, program: Program, encoder: Path) -> None:
+    layers = ("--set", 'stages=[{train=["outputs", "encoder.layers.1-2"]}]')
+    code, out, err = program("check", "sst.toml", "--set", "encoder.max_length=65", *layers)
+    assert (code, out) == (2, "")
+    assert err == (
+        "smoothtune: the experiment cannot be run:\n"
+        f"  encoder.max_length: got 65, but '{encoder}' reads at most 64 tokens; set 64 or less\n"
+        f"  stages.0.train: 'encoder.layers.1-2' names layers that '{encoder}' does not have; it has encoder.layers.0-1\n"
+    )
+
+
+def test_the_table_of_check_moves_the_labels_below_it_where_it_is_narrow(sst: Path, encoder: Path) -> None:
+    experiment = EXPERIMENT.format(encoder=encoder).replace("[tasks.sst]", "[tasks.sentiment]")
+    (sst / "sst.toml").write_text(experiment.replace("labels = [0, 1, 2, 3, 4]", ""))
+    (sst / "sst" / "train.tsv").write_text(tsv([(*row[:2], f"[class {row[2]}]") for row in ROWS]))
+    (sst / "sst" / "dev.tsv").write_text(tsv([(*row[:2], f"[class {row[2]}]") for row in DEV]))
+    report = check_experiment(sst / "sst.toml")
+    shown = {}
+    for width in (80, 160):
+        console = Console(width=width, file=StringIO(), highlight=False)
+        _print_report(report, console)
+        shown[width] = console.file.getvalue().splitlines()
+    assert [line for line in shown[80][:4] if len(line) > 80] == []
+    assert shown[80][0].split() == "task split rows tokens 95 % max cut repeated conflicts left out".split()
+    assert shown[80][5:] == [
+        "labels of sentiment.train: [class 0]:20% [class 1]:20% [class 2]:20% [class 3]:20% [class 4]:20%",
+        "labels of sentiment.dev: [class 0]:33% [class 1]:33% [class 2]:33% [class 3]:0% [class 4]:0%",
+    ]
+    assert len(shown[160]) == 4
+    assert shown[160][2].index("[class 0]:20% [class 1]:20%") == shown[160][0].index("labels")
+
+
+def test_the_environment_names_the_data_of_packaged_experiments_alone(
     sst: Path, program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "elsewhere").mkdir()
-    (sst / "sst.toml").rename(tmp_path / "elsewhere" / "sst.toml")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.setenv("SMOOTHTUNE_DATA", str(elsewhere))
+    assert program("check", "sst.toml")[0] == 0
+    (sst / "sst.toml").rename(elsewhere / "sst.toml")
     assert program("check", "elsewhere/sst.toml")[0] == 2
-    monkeypatch.setenv("SMOOTHTUNE_DATA", str(sst))
-    assert program("check", "elsewhere/sst.toml")[0] == 0
+    assert program("check", "elsewhere/sst.toml", "--data-dir", str(sst))[0] == 0
+    for arguments, folder in ((), elsewhere), (("--data-dir", "sst"), sst / "sst"):
+        err = program("check", "quick", *arguments)[2]
+        assert f"no such file: {folder}/quora/train.tsv; relative paths start at {folder}\n" in err
+    monkeypatch.setenv("SMOOTHTUNE_DATA", "nowhere")
+    assert program("check", "quick") == (2, "", "smoothtune: SMOOTHTUNE_DATA nowhere: there is no such folder\n")
+
+
+def test_an_encoder_folder_that_begins_with_a_dot_lies_beside_the_experiment(
+    sst: Path, program: Program, tmp_path: Path, encoder: Path
+) -> None:
+    (tmp_path / "deep").mkdir()
+    text = (sst / "sst.toml").read_text()
+    for name, home in ("./tiny", "."), ("../tiny", "deep"):
+        (tmp_path / home / "own.toml").write_text(text.replace(str(encoder), name))
+        wanted = str(tmp_path / "tiny")
+        assert load(f"{home}/own.toml").experiment.encoder.name == wanted
+        assert load(f"{home}/own.toml", data_dir=encoder).experiment.encoder.name == wanted
+    (tmp_path / "tiny").symlink_to(encoder)
+    assert program("check", "deep/own.toml", "--data-dir", ".")[0] == 0
+    assert load("quick", overrides=["encoder.name=./tiny"]).experiment.encoder.name == str(encoder.resolve())
+    assert load("deep/own.toml", overrides=["encoder.name=tiny"]).experiment.encoder.name == "tiny"
+
+
+def test_ctrl_c_is_told(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("smoothtune.config.catalogue.catalogue", interrupted)
+    assert program("list") == (130, "", "smoothtune: interrupted\n")
+
+
+def test_no_summary_of_a_command_is_cut(program: Program) -> None:
+    assert "..." not in program("--help")[1].partition("Commands:")[2]

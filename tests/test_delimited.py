@@ -136,18 +136,18 @@ def test_a_quote_that_is_never_closed_names_the_line_where_its_record_begins(tmp
 HEADERS = [
     (b"", 0, "is empty, or its first line is; the first line must name the columns"),
     (b"\xef\xbb\xbf", 0, "is empty, or its first line is; the first line must name the columns"),
-    (b"sentence\tsentence\tsentiment\n", 0, "column 'sentence' stands more than once in the header; rename one"),
+    (b"sentence\tsentence\tsentiment\n", 1, "column 'sentence' stands more than once in the header; rename one"),
     (
         b"sentence\tsentimnt\n",
-        0,
+        1,
         "has no column 'sentiment'; its columns are: 'sentence', 'sentimnt'; did you mean 'sentimnt'?",
     ),
     (
         b"sentence,x\n",
-        0,
+        1,
         "has no column 'sentiment'; its columns are: 'sentence,x'; is the file separated by a comma?",
     ),
-    (b"sentence\tx\n", 0, "has no column 'sentiment'; its columns are: 'sentence', 'x'"),
+    (b"sentence\tx\n", 1, "has no column 'sentiment'; its columns are: 'sentence', 'x'"),
     (
         "sentence\tsentiment\n".encode("utf-16"),
         1,

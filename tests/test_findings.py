@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from smoothtune.data.checks import RowSpec
 from smoothtune.data.findings import Match, Matches, conflicts, duplicates, leaks
 from smoothtune.data.rows import RowTable, prepare_rows
 from smoothtune.data.source import resolve_source
+from smoothtune.data.task_data import Split
 
 SINGLE = RowSpec(("a",), "y", "classification")
 PAIR = RowSpec(("a", "b"), "y", "regression", (0.0, 5.0))
 
 
-def table(folder: Path, name: str, *rows: str, label: bool = True) -> RowTable:
+def table(folder: Path, name: str, *rows: str, label: bool = True) -> Split:
     """Rows are written as "text|label" or "text|text|label"."""
     spec = PAIR if rows[0].count("|") == 2 else SINGLE
     if not label:
         spec = RowSpec(spec.texts, None, spec.kind)
     (folder / f"{name}.csv").write_text("\n".join([",".join((*spec.texts, "y")), *rows]).replace("|", ",") + "\n")
-    return prepare_rows(spec, resolve_source(f"{name}.csv", folder), cache=folder / "cache", name=name)
+    return whole(prepare_rows(spec, resolve_source(f"{name}.csv", folder), cache=folder / "cache", name=name))
+
+
+def whole(rows: RowTable) -> Split:
+    return Split(rows, np.arange(len(rows), dtype=np.int32), {})
 
 
 def test_repeated_single_texts(tmp_path: Path) -> None:
@@ -55,11 +62,11 @@ def test_at_most_five_examples_are_kept(tmp_path: Path) -> None:
 
 
 def test_single_texts_leak_from_any_task(tmp_path: Path) -> None:
-    trains = {
-        "one": table(tmp_path, "one", "x|1", "w|0"),
-        "two": table(tmp_path, "two", "y|1", "x|1"),
-        "pairs": table(tmp_path, "pairs", "p|q|1", "x|r|2"),
-    }
+    trains = [
+        table(tmp_path, "one", "x|1", "w|0"),
+        table(tmp_path, "two", "y|1", "x|1"),
+        table(tmp_path, "pairs", "p|q|1", "x|r|2"),
+    ]
     found = leaks(table(tmp_path, "dev", "y|0", "x|1", "q|1", "new|0"), trains)
     assert found.rows == 4
     assert found.whole == Matches(
@@ -71,11 +78,11 @@ def test_single_texts_leak_from_any_task(tmp_path: Path) -> None:
 
 
 def test_pairs_leak_whole_or_in_part(tmp_path: Path) -> None:
-    trains = {
-        "pairs": table(tmp_path, "pairs", "p|q|1", "r|s|2"),
-        "more": table(tmp_path, "more", "t|u|2"),
-        "single": table(tmp_path, "single", "k|1"),
-    }
+    trains = [
+        table(tmp_path, "pairs", "p|q|1", "r|s|2"),
+        table(tmp_path, "more", "t|u|2"),
+        table(tmp_path, "single", "k|1"),
+    ]
     dev = table(tmp_path, "dev", "q|p|1", "p|r|1", "p|u|1", "s|k|1", "k|new|1", "n|m|1", label=False)
     found = leaks(dev, trains)
     assert (found.rows, found.whole.count, found.shared_both.count, found.shared_one.count) == (6, 1, 2, 1)
@@ -85,13 +92,23 @@ def test_pairs_leak_whole_or_in_part(tmp_path: Path) -> None:
     assert found.across == Matches(1, (Match("dev.csv:6", "single.csv:2", ("k", "new"), ("", "1")),))
 
 
-def test_without_training_tables_nothing_leaks(tmp_path: Path) -> None:
-    found = leaks(table(tmp_path, "dev", "x|y|1"), {})
+def test_only_chosen_rows_are_looked_at(tmp_path: Path) -> None:
+    rows = table(tmp_path, "rows", "x|1", "y|0", "x|0", "z|1", "x|1", "z|1")
+    some, others = (replace(rows, chosen=np.array(chosen, dtype=np.int32)) for chosen in ([1, 2, 3, 5], [0, 4]))
+    assert duplicates(some) == Matches(1, (Match("rows.csv:7", "rows.csv:5", ("z",), ("1", "1")),))
+    assert conflicts(some) == conflicts(others) == Matches(0)
+    assert duplicates(others).count == 1
+    assert leaks(some, [others]).whole == Matches(1, (Match("rows.csv:4", "rows.csv:2", ("x",), ("0", "1")),))
+    assert leaks(others, [replace(some, chosen=some.chosen[2:])]).whole == Matches(0)
+
+
+def test_without_training_rows_nothing_leaks(tmp_path: Path) -> None:
+    found = leaks(table(tmp_path, "dev", "x|y|1"), [])
     assert {found.whole, found.shared_one, found.shared_both, found.across} == {Matches(0)}
 
 
 @pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], RowTable]:
+def real(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Split]:
     folder = os.environ.get("SMOOTHTUNE_DATA")
     if not folder:
         pytest.skip("SMOOTHTUNE_DATA does not name the folder of the public data sets")
@@ -102,8 +119,8 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], RowT
     }
     cache = tmp_path_factory.mktemp("cache")
     return {
-        (task, part): prepare_rows(
-            spec, resolve_source(f"{task}/{part}.tsv", Path(folder)), cache=cache, name=f"{task} {part}"
+        (task, part): whole(
+            prepare_rows(spec, resolve_source(f"{task}/{part}.tsv", Path(folder)), cache=cache, name=f"{task} {part}")
         )
         for task, spec in specs.items()
         for part in ("train", "dev")
@@ -111,22 +128,22 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], RowT
 
 
 @pytest.mark.data
-def test_the_real_data_is_read_without_a_problem(real: dict[tuple[str, str], RowTable]) -> None:
+def test_the_real_data_is_read_without_a_problem(real: dict[tuple[str, str], Split]) -> None:
     assert [len(rows) for rows in real.values()] == [8544, 1101, 56290, 10000, 6040, 863]
-    assert not any(rows.findings or rows.left_out for rows in real.values())
+    assert not any(rows.table.findings or rows.table.left_out for rows in real.values())
 
 
 @pytest.mark.data
-def test_the_known_repeats_of_the_real_data(real: dict[tuple[str, str], RowTable]) -> None:
+def test_the_known_repeats_of_the_real_data(real: dict[tuple[str, str], Split]) -> None:
     assert duplicates(real["sst", "train"]).count == 10
     assert duplicates(real["sts", "train"]).count == 43
     assert conflicts(real["sts", "train"]).count == 13
 
 
 @pytest.mark.data
-def test_the_known_leaks_of_the_real_data(real: dict[tuple[str, str], RowTable]) -> None:
-    trains = {task: rows for (task, part), rows in real.items() if part == "train"}
+def test_the_known_leaks_of_the_real_data(real: dict[tuple[str, str], Split]) -> None:
+    trains = [rows for (_, part), rows in real.items() if part == "train"]
     assert leaks(real["sst", "dev"], trains).whole.count == 2
     assert leaks(real["sts", "dev"], trains).whole.count == 16
-    quora = leaks(real["quora", "dev"], {"quora": trains["quora"]})
+    quora = leaks(real["quora", "dev"], [real["quora", "train"]])
     assert (quora.whole.count, quora.shared_one.count, quora.shared_both.count) == (0, 1994, 982)

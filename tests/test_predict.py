@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+import smoothtune
 from smoothtune.cli.main import app
 from smoothtune.errors import DataError, ModelFileError, UsageError
 from smoothtune.files import WriteError
@@ -137,16 +140,37 @@ def test_windows_keep_the_order(run: Path, model: Model, tmp_path: Path, monkeyp
 
 
 def test_stdin_and_stdout(run: Path, model: Model) -> None:
-    code = "from smoothtune.cli.main import main; main()"
-    given = "text\n" + "\n".join(TEXTS) + "\n"
-    done = subprocess.run(
-        [sys.executable, "-c", code, "predict", str(run), "--task", "mood"],
-        input=given, capture_output=True, text=True, timeout=200, check=False,
-    )  # fmt: skip
+    done = piped(run, "text\n" + "\n".join(TEXTS) + "\n")
     assert done.returncode == 0, done.stderr
     rows = list(csv.DictReader(io.StringIO(done.stdout), delimiter="\t"))
     assert [row["prediction"] for row in rows] == model.predict("mood", TEXTS)
     assert "7 rows predicted" in done.stderr
+
+
+def piped(run: Path, given: str, *arguments: str, task: str = "mood") -> subprocess.CompletedProcess[str]:
+    code = "from smoothtune.cli.main import main; main()"
+    command = [sys.executable, "-c", code, "predict", str(run), "--task", task, *arguments]
+    return subprocess.run(command, input=given, capture_output=True, text=True, timeout=200, check=False)
+
+
+@pytest.mark.parametrize(
+    ("form", "given"),
+    [
+        ("csv", '"first","second"\n' + "".join(f'"{a}","{b}"\n' for a, b in PAIRS)),
+        ("jsonl", "".join(json.dumps({"second": b, "first": a}) + "\n" for a, b in PAIRS)),
+    ],
+)
+def test_stdin_in_another_format(run: Path, model: Model, form: str, given: str) -> None:
+    done = piped(run, given, "-", "--input-format", form, task="same")
+    assert done.returncode == 0, done.stderr
+    rows = list(csv.DictReader(io.StringIO(done.stdout), delimiter="\t"))
+    assert [row["prediction"] for row in rows] == model.predict("same", PAIRS)
+
+
+def test_an_input_that_cannot_be_used_leaves_stdout_empty(run: Path) -> None:
+    done = piped(run, "words\na cat\n")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "has no column 'text'" in done.stderr
 
 
 def refused(kind: type[Exception], run: Path, source: Path | str, out: Path, task: str = "mood", **more: Any) -> str:
@@ -165,7 +189,7 @@ def refused(kind: type[Exception], run: Path, source: Path | str, out: Path, tas
         ("text\tid\na cat\t1\n\t2\n", "bad.tsv:3: column 'text' is empty; write a text or remove the row"),
         ("text\tid\na cat\t1\na dog\n", "bad.tsv:3: 1 field where the header has 2: nothing stands in column 'id'"),
         ("", "bad.tsv: is empty, or its first line is; the first line must name the columns"),
-        ("words\na cat\n", "bad.tsv: has no column 'text'; its columns are: 'words'"),
+        ("words\na cat\n", "bad.tsv:1: has no column 'text'; its columns are: 'words'"),
     ],
 )
 def test_bad_input_is_named_by_line_and_leaves_no_output(
@@ -192,6 +216,32 @@ def test_a_header_alone_gives_a_header_alone(run: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out.tsv").read_text() == "text\tprediction\n"
 
 
+def test_a_new_file_has_the_rights_that_the_umask_leaves(run: Path, tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        predicted(run, "mood", texts_file(tmp_path), tmp_path / "out.tsv")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "out.tsv").stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize(("column", "shares"), [("prediction", False), ("prediction", True), ("p_1", True)])
+@pytest.mark.parametrize("form", ["tsv", "jsonl"])
+def test_a_text_column_that_an_answer_would_hide_is_refused(
+    run: Path, tmp_path: Path, column: str, shares: bool, form: str
+) -> None:
+    folder = shutil.copytree(run / "model", tmp_path / "model")
+    config = (folder / "config.toml").read_text()
+    (folder / "config.toml").write_text(config.replace('"second"', f'"{column}"'))
+    source, out = written(tmp_path / "in.tsv", ["first", column], [list(pair) for pair in PAIRS]), tmp_path / "out"
+    assert refused(UsageError, folder, source, out, "same", form=form, with_probabilities=shares) == (
+        f"task 'same': its text column is called {column!r}, as a column of the answers is; "
+        "predict from Python, or train with another name for it"
+    )
+    if column == "p_1":
+        assert len(predicted(folder, "same", source, out, form=form)) == len(PAIRS)
+
+
 def test_what_cannot_be_asked_of_a_run(run: Path, tmp_path: Path) -> None:
     source, out = texts_file(tmp_path), tmp_path / "out.tsv"
     text = refused(UsageError, run, source, out, task="sst")
@@ -201,7 +251,14 @@ def test_what_cannot_be_asked_of_a_run(run: Path, tmp_path: Path) -> None:
     assert refused(UsageError, run, source, out, form="xml") == "--format: got 'xml', expected one of tsv, jsonl"
     text = refused(ModelFileError, tmp_path, source, out)
     assert text == f"{tmp_path}: is not a model folder (it has no config.toml); give RUN/model or a run folder"
-    assert "no such file" in refused(DataError, run, tmp_path / "missing.tsv", out)
+    text = refused(DataError, run, "missing.tsv", out)
+    assert text.endswith(
+        f"missing.tsv: no such file: {Path.cwd() / 'missing.tsv'}; relative paths start at {Path.cwd()}"
+    )
+    text = refused(UsageError, run, source, out, input_form="csv")
+    assert text == f"--input-format csv: is for stdin, but {source} is named; leave it out"
+    text = refused(UsageError, run, "-", out, input_form="parquet")
+    assert text == "--input-format: got 'parquet', expected one of tsv, csv, jsonl"
 
 
 def test_an_output_that_cannot_be_written_is_named(run: Path, tmp_path: Path) -> None:
@@ -275,12 +332,40 @@ def test_probabilities_from_python(model: Model) -> None:
         ("same", [("a", "b"), ("a",)], "task 'same', text 1: expected two strings, got ('a',)"),
         ("same", [["a", 5]], "task 'same', text 0: expected two strings, got ['a', 5]"),
         ("sst", ["a"], "this model has no task 'sst'; its tasks: mood, same, near"),
+        (
+            "same",
+            [{"first": "a", "second": "b"}],
+            "task 'same', text 0: expected two strings, got {'first': 'a', 'second': 'b'}",
+        ),
+        ("mood", ["a", " \n"], "task 'mood', text 1: is empty, got ' \\n'; give a text or leave it out"),
+        ("same", [("a", "")], "task 'same', text 0: is empty, got ('a', ''); give a text or leave it out"),
     ],
 )
 def test_texts_of_the_wrong_form(model: Model, task: str, texts: Any, text: str) -> None:
     with pytest.raises(UsageError) as error:
         model.predict(task, texts)
     assert str(error.value) == text
+
+
+def test_arrays_of_texts_and_of_pairs(model: Model) -> None:
+    assert model.predict("mood", np.array(TEXTS)) == model.predict("mood", TEXTS)
+    for pairs in (np.array(PAIRS), np.array(PAIRS, dtype=object)):
+        assert model.predict("same", pairs) == model.predict("same", PAIRS)
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_a_batch_has_at_least_one_text(model: Model, size: int) -> None:
+    for predict in (model.predict, model.predict_probabilities):
+        with pytest.raises(UsageError) as error:
+            predict("mood", TEXTS, batch_size=size)
+        assert str(error.value) == f"batch_size: got {size}, expected at least 1"
+
+
+def test_a_model_is_loaded_from_a_path_onto_a_device_that_there_is(run: Path) -> None:
+    assert smoothtune.load(run, device="cpu").tasks == smoothtune.load(str(run / "model")).tasks
+    with pytest.raises(UsageError) as error:
+        smoothtune.load(run, device="cud")
+    assert str(error.value) == "device: got 'cud', expected auto, cpu, cuda or cuda:NUMBER"
 
 
 def test_a_regression_has_no_probabilities(model: Model) -> None:

@@ -96,10 +96,8 @@ def test_packaged_sources_start_in_the_package(tmp_path: Path) -> None:
 
 HUB = "write hf:OWNER/NAME:SPLIT or hf:OWNER/NAME/CONFIG:SPLIT, for example hf:stanfordnlp/sst2:train"
 REFUSED = [
-    (
-        "b.tsv",
-        "no such file: {folder}/b.tsv; paths start at --data-dir, or at the folder of the experiment file without it",
-    ),
+    ("b.tsv", "no such file: {folder}/b.tsv; relative paths start at {folder}"),
+    ("/nowhere/b.tsv", "no such file: /nowhere/b.tsv; check the path"),
     (
         "a.txt",
         "cannot read a .txt file; use one of .tsv, .csv, .jsonl, .jsonlines, .json, .parquet",
@@ -113,7 +111,8 @@ REFUSED = [
     ),
     ("hf:owner/name", f"names no split; {HUB}"),
     ("hf:name:train", f"is not the name of a data set; {HUB}"),
-    ("hf:./none:train", "no such folder: {folder}/none; relative folders start at --data-dir"),
+    ("hf:./none:train", "no such folder: {folder}/none; relative paths start at {folder}"),
+    ("hf:/nowhere:train", "no such folder: /nowhere; check the path"),
 ]
 
 

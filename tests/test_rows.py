@@ -54,7 +54,7 @@ BROKEN = [
     ),
     (
         with_line(1, b"id\tsentence\tlabel"),
-        "train.tsv: has no column 'sentiment'; its columns are: 'id', 'sentence', 'label'",
+        "train.tsv:1: has no column 'sentiment'; its columns are: 'id', 'sentence', 'label'",
     ),
 ]
 

@@ -133,7 +133,7 @@ def test_swapped_pairs_stay_on_one_side(tmp_path: Path) -> None:
     assert len(data.splits["dev"]) == 2 * len(sides[1]) > 0
 
 
-def test_no_task_trains_on_what_another_task_holds_out_of_the_same_file(many: Path) -> None:
+def test_tasks_that_hold_out_the_same_fraction_of_a_file_hold_out_the_same_rows(many: Path) -> None:
     data = read(many, one=many_task(dev=0.2), two=many_task(dev=0.2), three=many_task(dev=0.4))
     assert texts(data["one"], "dev") == texts(data["two"], "dev")
     assert set(texts(data["one"], "dev")) < set(texts(data["three"], "dev"))
@@ -187,14 +187,76 @@ def test_problems_of_all_tasks_and_files_are_raised_together(sst: Path) -> None:
     write(sst, "funny.tsv", "sentence funny", [("good", "yes")])
     funny = {"kind": "binary", "text": "sentence", "label": "funny", "train": "funny.tsv", "dev": "gone.tsv"}
     found = problems(sst, sst={**SST, "dev": "gone.tsv", "test": "sst.txt"}, sts=STS, funny=funny)
-    hint = "paths start at --data-dir, or at the folder of the experiment file without it"
+    hint = f"relative paths start at {sst}"
     assert found == [
         f"tasks.sst.dev: gone.tsv: no such file: {sst / 'gone.tsv'}; {hint}",
         f"tasks.sst.test: sst.txt: no such file: {sst / 'sst.txt'}; {hint}",
         "sts.tsv:2: column 'score' is '7', outside the range 0 to 5; mend it, or the range",
         "sts.tsv:3: column 'b' is empty; write a text or remove the row",
         f"tasks.funny.dev: gone.tsv: no such file: {sst / 'gone.tsv'}; {hint}",
+        "funny.tsv: column 'funny' has only the label 'yes'; a binary task needs two or more",
     ]
+
+
+def test_labels_are_checked_where_other_rows_are_wrong_too(sst: Path) -> None:
+    write(sst, "sst.tsv", "sentence sentiment", [("good", "4"), ("", "0"), ("bad", "0"), ("dull", "1"), ("odd", "7")])
+    write(sst, "sst_dev.tsv", "sentence sentiment", [("awful", "9"), (" ", "4")])
+    given = {**SST, "labels": ["0", "1", "4"]}
+    assert problems(sst, sst=given) == [
+        "sst.tsv:3: column 'sentence' is empty; write a text or remove the row",
+        "sst_dev.tsv:3: column 'sentence' is empty; write a text or remove the row",
+        "sst.tsv:6: column 'sentiment' is '7'; the labels are '0', '1', '4'",
+        "sst_dev.tsv:2: column 'sentiment' is '9'; the labels are '0', '1', '4'",
+    ]
+    assert problems(sst, sst=SST)[2:] == ["sst_dev.tsv:2: column 'sentiment' is '9'; the labels are '0', '1', '4', '7'"]
+
+
+def test_with_given_labels_nothing_is_fitted(sst: Path) -> None:
+    (sst / "sst.tsv").unlink()
+    for known in (("4", "0"), ("0", "2", "4")):
+        found = read_tasks(experiment(sst=SST), sst, sst / "cache", labels={"sst": known}, wanted=["dev"])["sst"]
+        assert (list(found.splits), found.labels, found.trainable) == (["dev"], known, None)
+        assert found.targets("dev").tolist() == [known.index("0"), known.index("4")]
+    with pytest.raises(DataError, match=r"sst_dev\.tsv:3: column 'sentiment' is '4'; the labels are '0', '1'"):
+        read_tasks(experiment(sst=SST), sst, sst / "cache", labels={"sst": ("0", "1")}, wanted=["dev"])
+
+
+def test_only_wanted_splits_are_read(many: Path) -> None:
+    tasks = {"held": many_task(dev=0.25), "own": many_task(dev="gone.tsv", test="gone.tsv")}
+    loaded = experiment(**tasks)
+    found = read_tasks(loaded, many, many / "cache", wanted=["train"])
+    assert {name: list(data.splits) for name, data in found.items()} == {"held": ["train"], "own": ["train"]}
+    held = read_tasks(
+        experiment(held=tasks["held"]), many, many / "cache", labels={"held": ("0", "1", "2")}, wanted=["dev"]
+    )
+    assert list(held["held"].splits) == ["dev"]
+    assert texts(held["held"], "dev") == texts(read(many, held=tasks["held"])["held"], "dev")
+    fitted = read_tasks(experiment(own=many_task(dev="many.tsv")), many, many / "cache", wanted=["dev"])["own"]
+    assert (list(fitted.splits), fitted.labels) == (["dev"], ("0", "1", "2"))
+
+
+def test_labels_are_fitted_on_what_is_not_held_out(many: Path) -> None:
+    dev = read(many, many=many_task(dev=0.25))["many"].splits["dev"]
+    first = int(dev.table.lines()[dev.chosen[0]])
+    lines = (many / "many.tsv").read_text().splitlines()
+    lines[first - 1] = lines[first - 1].rpartition("\t")[0] + "\trare"
+    (many / "many.tsv").write_text("\n".join(lines) + "\n")
+    assert problems(many, many=many_task(dev=0.25)) == [
+        f"many.tsv:{first}: column 'sentiment' is 'rare'; the labels are '0', '1', '2'; "
+        "`dev` holds out all rows of this label: list all labels in `labels`, or name a dev file"
+    ]
+    left = read(many, many=many_task(dev=0.25, on_bad_row="leave_out"))["many"]
+    assert [split.left_out for split in left.splits.values()] == [{}, {UNKNOWN_LABEL: 1}]
+    named = read(many, many=many_task(dev=0.25, labels=["0", "1", "2", "rare"]))["many"]
+    assert int(named.targets("dev")[0]) == 3
+
+
+def test_a_sample_does_not_change_the_labels_or_what_it_is_drawn_from(many: Path) -> None:
+    data = read(many, many=many_task(dev=0.25, max_train_rows=2))["many"]
+    assert data.labels == ("0", "1", "2")
+    assert data.trainable is not None
+    assert len(data.trainable) + len(data.splits["dev"]) == 450
+    assert set(data.splits["train"].chosen) < set(data.trainable.chosen)
 
 
 def test_labels_that_cannot_be_fitted_are_told(sst: Path) -> None:

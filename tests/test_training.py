@@ -22,7 +22,7 @@ from smoothtune.nn.model import MultiTaskModel
 from smoothtune.objective.weighting import TaskFacts, WeightingProduct
 from smoothtune.training.best import BestState
 from smoothtune.training.optimiser import build_optimiser, build_rates, parameter_groups, rate_at
-from smoothtune.training.stage import StageBegin, StageEnd, StageRun
+from smoothtune.training.stage import StageBegin, StageEnd, StageRun, begins_trained
 from smoothtune.training.stopping import Stopping
 from tests.small_data import TASKS, Prepared, changed, epochs, prepare, snapshot, steps, table
 
@@ -34,6 +34,9 @@ class Told:
     score: float
     main: Mapping[str, float] = field(default_factory=dict)
     plain_mean: float = 0.0
+
+    def value(self, metric: str) -> float:
+        return {"score": self.score, "plain_mean": self.plain_mean, **self.main}[metric]
 
 
 class Teller:
@@ -155,6 +158,16 @@ def test_stopping_takes_no_value_that_is_not_a_number_for_the_best() -> None:
     assert rule.finished
 
 
+def test_stopping_begins_with_a_value_that_costs_no_patience() -> None:
+    rule = Stopping(patience=1, threshold=0.1)
+    rule.start(math.nan)
+    assert (rule.best, rule.waited, rule.finished) == (-math.inf, 0, False)
+    rule.start(0.5)
+    assert (rule.best, rule.waited, rule.finished) == (0.5, 0, False)
+    assert not rule.improves(0.55)
+    assert rule.finished
+
+
 def test_stopping_without_patience_never_finishes() -> None:
     rule = Stopping(patience=None, threshold=0.0)
     assert not any(rule.improves(0.0) and rule.finished for _ in range(50))
@@ -186,6 +199,30 @@ def test_best_state_keeps_parameters_and_statistics_and_restores_by_prefix() -> 
             tensor.add_(1)
     best.restore("0.")
     assert changed(model, before) == {name for name in before if name.startswith("1.")}
+    best.restore()
+    assert not changed(model, before)
+
+
+def test_a_best_state_is_kept_whole_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = torch.nn.Linear(2, 2)
+    best = BestState(model, ["weight", "bias"])
+    best.keep()
+    before = snapshot(model)
+    with torch.no_grad():
+        model.weight.add_(1)
+        model.bias.add_(1)
+    moved = model.state_dict()
+
+    class Cut(dict[str, torch.Tensor]):
+        def __getitem__(self, name: str) -> torch.Tensor:
+            if name == "bias":
+                raise KeyboardInterrupt
+            return super().__getitem__(name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "state_dict", lambda: Cut(moved))
+        with pytest.raises(KeyboardInterrupt):
+            best.keep()
     best.restore()
     assert not changed(model, before)
 
@@ -286,6 +323,91 @@ def test_bad_batches_are_skipped_and_counted(make: Any) -> None:
     assert_all_finite(events)
 
 
+class _Steep(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, logits: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(logits)
+
+    @staticmethod
+    def backward(context: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        return torch.full_like(gradients[0], math.inf)
+
+
+class Steep:
+    """A regulariser that is 0 everywhere, with an infinite gradient on the first `times` batches of task near."""
+
+    name = "steep"
+
+    def __init__(self, times: int = 1000) -> None:
+        self.left = times
+
+    def __call__(self, look: Any) -> tuple[torch.Tensor, dict[str, float]]:
+        if look.task != "near" or not self.left:
+            return look.logits.sum() * 0, {}
+        self.left -= 1
+        return _Steep.apply(look.logits).sum(), {}  # type: ignore[no-untyped-call]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        return
+
+
+@pytest.mark.parametrize("clip", [1.0, False])
+def test_a_gradient_that_is_not_finite_stops_with_the_tasks_and_the_rows(make: Any, clip: float | bool) -> None:
+    options = {"schedule": "round_robin", "schedule_options": {"every_task": True}}
+    prepared = make("mood", "near", gradient_clip=clip, batch_size=2, **options)
+    before = snapshot(prepared.model)
+    with pytest.raises(TrainingError) as error:
+        list(prepared.run(rows=2, regularisers=[Steep()]).events())
+    text = str(error.value)
+    assert text.startswith("stage together, step 1: the norm of the gradients of mood, near is ")
+    assert "(task mood); " in text
+    assert "(task near) of its training data; lower the learning rate" in text
+    assert not changed(prepared.model, before)
+
+
+@pytest.mark.parametrize("clip", [1.0, False])
+def test_a_step_whose_gradient_is_not_finite_is_skipped_whole(make: Any, clip: float | bool) -> None:
+    prepared = make("near", on_nan="skip", gradient_clip=clip, stop={"max_epochs": 2})
+    before = snapshot(prepared.model)
+    events = list(prepared.run(evaluate=Teller(Told(0.1), Told(0.2)), regularisers=[Steep(5)]).events())
+    assert [epoch.report.skipped for epoch in epochs(events)] == [
+        5,
+        5,
+    ]  # 40 rows in batches of 8: the whole first epoch
+    assert [bool(step.losses) for step in steps(events)] == [False] * 5 + [True] * 5
+    assert [epoch.report.coverage["near"].unseen for epoch in epochs(events)] == [40, 0]
+    assert all(torch.isfinite(tensor).all() for tensor in prepared.model.state_dict().values())
+    assert changed(prepared.model, before)
+
+
+@pytest.mark.parametrize("bad", ["loss", "gradient"])
+def test_skipped_batches_move_no_running_statistics(
+    tiny_encoder: Path, small_data: Path, shared_cache: Path, bad: str
+) -> None:
+    trunk = {"kind": "pwim_resnet", "depth": 1}
+    wanted = table(tiny_encoder, trunk=trunk, on_nan="skip", stop={"max_epochs": 1})
+    prepared = prepare(wanted, small_data, shared_cache, ["near"])
+    before = snapshot(prepared.model)
+    assert any("running_mean" in name for name in before)
+    examples = {"near": poisoned(prepared.train["near"], 2)} if bad == "loss" else None
+    regularisers = [] if bad == "loss" else [Steep()]
+    list(prepared.run(rows=8, examples=examples, regularisers=regularisers, evaluate=Teller(Told(0.1))).events())
+    assert not changed(prepared.model, before)
+
+
+def test_coverage_counts_the_batches_that_were_learned_from(make: Any) -> None:
+    events = list(make("mood", stop={"max_epochs": 3, "max_steps": 7}).run().events())
+    seen = [epoch.report.coverage["mood"] for epoch in epochs(events)]
+    assert [(part.once, part.repeated, part.unseen) for part in seen] == [(40, 0, 0), (16, 0, 24)]
+    prepared = make("near", on_nan="skip", stop={"max_epochs": 1})
+    examples = {"near": poisoned(prepared.train["near"], 2)}
+    events = list(prepared.run(examples=examples, evaluate=Teller(Told(0.1))).events())
+    assert epochs(events)[0].report.coverage["near"].unseen == 8
+
+
 def assert_all_finite(events: list[Any]) -> None:
     losses = [step.losses for step in steps(events)] + [epoch.report.losses for epoch in epochs(events)]
     values = [value for report in losses for parts in report.values() for value in parts.values()]
@@ -336,10 +458,12 @@ def test_without_any_score_the_last_state_stays_and_the_best_is_not_a_number(mak
     assert not changed(prepared.model, teller.states[1])
 
 
-@pytest.mark.parametrize(("metric", "best"), [("score", 0), ("plain_mean", 1), ("mood", 2)])
+@pytest.mark.parametrize(("metric", "best"), [("score", 0), ("plain_mean", 1), ("mood", 2), ("mood.macro_f1", 3)])
 def test_the_metric_of_the_rule_is_the_one_asked_for(make: Any, metric: str, best: int) -> None:
-    prepared = make("mood", stop={"max_epochs": 3, "metric": metric})
-    told = [Told(float(n == 0), {"mood": float(n == 2)}, float(n == 1)) for n in range(3)]
+    prepared = make("mood", stop={"max_epochs": 4, "metric": metric})
+    told = [
+        Told(float(n == 0), {"mood": float(n == 2), "mood.macro_f1": float(n == 3)}, float(n == 1)) for n in range(4)
+    ]
     teller = Teller(*told)
     list(prepared.run(evaluate=teller).events())
     assert not changed(prepared.model, teller.states[best])
@@ -404,6 +528,86 @@ def test_stages_follow_each_other_from_the_best_state(make: Any) -> None:
     assert not changed(prepared.model, teller.states[1])
     assert len(list(start)) > 2
     assert changed(prepared.model, teller.states[1]) == {"outputs.mood.linear.weight", "outputs.mood.linear.bias"}
+
+
+def later(make: Any, *tasks: str, **stop: Any) -> tuple[Prepared, Any]:
+    prepared = make(*tasks, stop={"max_epochs": 2, **stop})
+    run = prepared.run()
+    run.entry_counts = True
+    return prepared, run
+
+
+def test_a_later_stage_never_leaves_the_model_worse_than_it_began(make: Any) -> None:
+    prepared, run = later(make, "mood", threshold=0.1)
+    before = snapshot(prepared.model)
+    run.evaluate = Teller(Told(0.5), Told(0.55), Told(0.4))
+    events = list(run.events())
+    entry = epochs(events)[0]
+    assert (entry.report.epoch, entry.report.step, entry.report.losses, entry.best) == (-1, 0, {}, True)
+    assert [epoch.best for epoch in epochs(events)] == [True, False, False]
+    assert isinstance(events[-1], StageEnd)
+    assert events[-1].best == 0.5
+    assert not changed(prepared.model, before)
+
+
+def test_a_later_stage_that_beats_its_beginning_goes_on_from_its_best(make: Any) -> None:
+    prepared, run = later(make, "mood")
+    run.evaluate = Teller(Told(0.5), Told(0.6), Told(0.4))
+    list(run.events())
+    assert not changed(prepared.model, run.evaluate.states[1])
+
+
+def test_a_task_of_a_later_stage_keeps_the_output_it_began_with_if_that_was_better(make: Any) -> None:
+    prepared, run = later(make, "mood", "same", patience=1, per_task=True)
+    before = snapshot(prepared.model)
+    run.evaluate = per_task((0.9, 0.8, 0.7), (0.1, 0.2, 0.3), (0.1, 0.2, 0.3))
+    assert [epoch.finished for epoch in epochs(list(run.events()))] == [(), ("mood",), ()]
+    assert torch.equal(output(snapshot(prepared.model), "mood"), output(before, "mood"))
+    assert not torch.equal(output(snapshot(prepared.model), "same"), output(before, "same"))
+
+
+def test_what_a_later_stage_began_with_comes_back_before_its_first_evaluation(make: Any) -> None:
+    prepared, run = later(make, "mood")
+    before = snapshot(prepared.model)
+    events = run.events()
+    while not steps([next(events)]):
+        pass
+    assert changed(prepared.model, before)
+    assert run.restore()
+    assert not changed(prepared.model, before)
+
+
+def test_before_the_first_evaluation_of_a_first_stage_there_is_nothing_to_restore(make: Any) -> None:
+    run = make("mood").run()
+    assert not run.restore()
+    events = run.events()
+    next(events), next(events)
+    assert not run.restore()
+
+
+def test_restoring_brings_back_the_best_outputs_of_finished_tasks(make: Any) -> None:
+    prepared = make("mood", "same", stop={"max_epochs": 5, "patience": 1, "per_task": True})
+    teller = per_task((0.1, 0.9, 0.8, 0.7), (0.1, 0.2, 0.3, 0.4), (0.9, 0.2, 0.3, 0.4))
+    run = prepared.run(evaluate=teller)
+    for event in run.events():
+        if epochs([event]) and event.finished:
+            break
+    assert run.restore()
+    final = snapshot(prepared.model)
+    assert torch.equal(output(final, "mood"), output(teller.states[1], "mood"))
+    assert torch.equal(output(final, "same"), output(teller.states[0], "same"))
+
+
+def test_a_model_is_a_result_where_every_head_of_the_tasks_was_trained(
+    tiny_encoder: Path, small_data: Path, shared_cache: Path
+) -> None:
+    prepared = prepare(table(tiny_encoder, trunk={"kind": "conv_bilstm"}), small_data, shared_cache)
+    names = {name for name, _ in prepared.model.named_parameters()}
+    heads = {name for name in names if name.startswith(("outputs.mood.", "trunks.single."))}
+    assert begins_trained(prepared.model, ("mood",), heads)
+    assert begins_trained(prepared.model, TASKS, names)
+    assert not begins_trained(prepared.model, ("mood", "same"), heads)
+    assert not begins_trained(prepared.model, ("mood",), {name for name in heads if name.startswith("outputs")})
 
 
 def test_tasks_outside_the_stage_do_not_change_by_a_bit(make: Any) -> None:

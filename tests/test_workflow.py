@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +22,11 @@ from typer.testing import CliRunner
 import smoothtune
 from smoothtune.cli.main import app
 from smoothtune.cli.train import Watcher
-from smoothtune.errors import ConfigurationError, DataError, ModelFileError, UsageError
+from smoothtune.errors import ConfigurationError, DataError, ModelFileError, TrainingError, UsageError
+from smoothtune.training import loop
 from smoothtune.training.loop import StepReport
 from smoothtune.training.stage import StageBegin, StageEnd, StageEpoch
+from smoothtune.workflow import train as workflow
 from smoothtune.workflow.evaluate import evaluate_run
 from smoothtune.workflow.run import Run, read_experiment
 from smoothtune.workflow.train import RunBegin, RunEnd, train
@@ -76,8 +84,13 @@ def test_metrics_hold_one_line_an_epoch(finished: tuple[Run, list[Any]]) -> None
     run, _ = finished
     lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     assert [(line["stage"], line["epoch"]) for line in lines] == [
-        ("together", 1), ("together", 2), ("heads", 1), ("heads", 2),
+        ("together", 1), ("together", 2), ("heads", 0), ("heads", 1), ("heads", 2),
     ]  # fmt: skip
+    entry = lines.pop(2)
+    assert set(entry) == set(lines[2])
+    assert (entry["step"], entry["train_seconds"], entry["losses"], entry["coverage"]) == (0, 0.0, {}, {})
+    assert entry["best"] is True
+    assert entry["score"] == max(line["score"] for line in lines[:2])
     for line in lines:
         assert set(line) >= METRICS_KEYS
         assert set(line["losses"]) == set(line["dev"]) == set(line["train"]) == set(TASKS)
@@ -93,7 +106,7 @@ def test_a_run_tells_what_happens_in_order(finished: tuple[Run, list[Any]]) -> N
     run, events = finished
     kinds = [type(event) for event in events if not isinstance(event, StepReport)]
     stage = [StageBegin, StageEpoch, StageEpoch, StageEnd]
-    assert kinds == [RunBegin, *stage, *stage, RunEnd]
+    assert kinds == [RunBegin, *stage, StageBegin, StageEpoch, *stage[1:], RunEnd]
     assert sum(isinstance(event, StepReport) for event in events) == 60
     assert events[0].folder == run.folder
     assert events[-1].run == run
@@ -119,6 +132,20 @@ def test_a_run_records_where_and_from_what_it_was_made(finished: tuple[Run, list
     assert len(provenance["data"]["mood"]["dev"]["content"]) == 64
 
 
+@pytest.mark.parametrize("metric", ["near.spearman", "mood", "mood.macro_f1", "plain_mean"])
+def test_a_stage_may_follow_any_metric_of_a_task(
+    tiny_encoder: Path, small_data: Path, tmp_path: Path, metric: str
+) -> None:
+    events: list[Any] = []
+    wanted = table(tiny_encoder, stop={"metric": metric, "max_epochs": 2})
+    run = train(wanted, data_dir=small_data, run_dir=tmp_path / "run", listen=events.append)
+    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    task, _, name = metric.partition(".")
+    told = [line["plain_mean"] if task == "plain_mean" else line["dev"][task][name or "accuracy"] for line in lines]
+    (end,) = (event for event in events if isinstance(event, StageEnd))
+    assert (end.metric, end.best) == (metric, pytest.approx(max(told)))
+
+
 def test_the_check_report_is_kept(finished: tuple[Run, list[Any]]) -> None:
     run, events = finished
     report = json.loads((run.folder / "check.json").read_text())
@@ -127,7 +154,7 @@ def test_the_check_report_is_kept(finished: tuple[Run, list[Any]]) -> None:
     assert mood["rows"] == 40
     assert mood["balance"] == {"beast": 14, "place": 13, "sky": 13}
     assert mood["leaks"] is None
-    assert report["tasks"]["near"]["train"]["balance"]["max"] == 5
+    assert report["tasks"]["near"]["train"]["span"]["max"] == 5
     assert report["tasks"]["same"]["dev"]["leaks"]["whole"]["count"] >= 0
 
 
@@ -263,9 +290,11 @@ def test_what_cannot_run_is_refused_before_anything_is_written(
     assert "encoder.max_length: got 65, but" in text
     assert "reads at most 64 tokens" in text
     wanted = quick(tiny_encoder)
-    wanted["stages"].append({"name": "late", "train": ["encoder.layers.7"]})
+    wanted["stages"].append({"name": "late", "train": ["trunks.single", "outputs"]})
     text = refused(UsageError, wanted, small_data, folder)
-    assert text.startswith("stage late: train: 'encoder.layers.7' names no parameter")
+    assert text.startswith("stage late: train: 'trunks.single' names no parameter")
+    wanted["tasks"]["mood"]["train"] = "missing.tsv"
+    assert refused(UsageError, wanted, small_data, folder) == text  # told before any data are read
     wanted = quick(tiny_encoder)
     wanted["tasks"]["mood"]["train"] = "missing.tsv"
     assert "missing.tsv" in refused(DataError, wanted, small_data, folder)
@@ -293,6 +322,156 @@ def test_an_interrupted_run_has_a_model_that_answers(
     assert not (run.folder / "evaluation.json").exists()
     assert run.model().predict("mood", ["the cat"])[0] in ("beast", "place", "sky")
     assert set(evaluate_run(run.folder).scores.tasks) == set(TASKS)
+
+
+class Pressed:
+    """Stands before a function and presses Ctrl-C, so many times, each time it is called."""
+
+    def __init__(self, function: Any, times: int = 1) -> None:
+        self.function = function
+        self.times = times
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        for _ in range(self.times):
+            signal.raise_signal(signal.SIGINT)
+        return self.function(*arguments, **options)
+
+
+def assert_interrupted(run: Run) -> None:
+    assert run.interrupted
+    assert json.loads((run.folder / "run.json").read_text())["interrupted"] is True
+    assert not (run.folder / "evaluation.json").exists()
+    assert run.model().tasks == TASKS
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("place", ["answers_of", "write_model_folder"])
+def test_ctrl_c_after_the_last_step_leaves_the_whole_model(
+    tiny_encoder: Path, small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    monkeypatch.setattr(workflow, place, Pressed(getattr(workflow, place)))
+    run = train(quick(tiny_encoder), data_dir=small_data, run_dir=tmp_path / "run")
+    assert_interrupted(run)
+
+
+def test_a_second_ctrl_c_while_the_model_is_written_changes_nothing(
+    tiny_encoder: Path, small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def listen(event: Any) -> None:
+        if isinstance(event, StepReport):
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(workflow, "write_model_folder", Pressed(workflow.write_model_folder, 3))
+        run = train(quick(tiny_encoder), data_dir=small_data, run_dir=tmp_path / "run", listen=listen)
+    assert_interrupted(run)
+
+
+def test_training_in_another_thread_leaves_ctrl_c_alone(tiny_encoder: Path, small_data: Path, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        run = pool.submit(train, quick(tiny_encoder), data_dir=small_data, run_dir=tmp_path / "run").result()
+    assert not run.interrupted
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("presses", [1, 2])
+def test_a_program_that_gets_ctrl_c_leaves_a_model_and_exits_130(
+    tiny_encoder: Path, small_data: Path, tmp_path: Path, presses: int
+) -> None:
+    path = tmp_path / "small.toml"
+    path.write_text(tomli_w.dumps(table(tiny_encoder, stop={"max_epochs": 5000})), encoding="utf-8")
+    arguments = ["train", str(path), "--data-dir", str(small_data), "--run-dir", str(tmp_path / "run")]
+    program = subprocess.Popen(
+        [sys.executable, "-m", "smoothtune", *arguments], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert program.stderr is not None
+    for line in program.stderr:
+        if line.startswith("epoch 1,"):
+            break
+    for _ in range(presses):
+        program.send_signal(signal.SIGINT)
+        time.sleep(0.01)
+    _, errors = program.communicate(timeout=120)
+    assert program.returncode == 130, errors
+    assert "interrupted; the best model so far" in errors
+    assert "Traceback" not in errors
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["interrupted"] is True
+    assert smoothtune.load(str(tmp_path / "run")).predict("mood", ["the cat"])[0] in ("beast", "place", "sky")
+
+
+def failing(after: int) -> Any:
+    """The loop's optimiser step, whose loss is not finite after so many steps of a stage."""
+    step = loop._total
+
+    def total(found: dict[str, torch.Tensor]) -> torch.Tensor:
+        nonlocal after
+        after -= 1
+        return step(found) * (math.nan if after < 0 else 1.0)
+
+    return total
+
+
+def test_a_run_that_fails_leaves_the_best_model_before(
+    tiny_encoder: Path, small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "_total", failing(20))
+    folder = tmp_path / "run"
+    with pytest.raises(TrainingError) as error:
+        train(table(tiny_encoder), data_dir=small_data, run_dir=folder)
+    text, _, where = str(error.value).rpartition("; ")
+    assert text.startswith("stage together, step 21: the loss of task ")
+    assert where == f"the best model before that is in {folder / 'model'}"
+    state = json.loads((folder / "run.json").read_text())
+    assert (state["failure"], state["interrupted"]) == (text, False)
+    line = json.loads((folder / "metrics.jsonl").read_text())
+    assert evaluate_run(folder).scores.score.value == pytest.approx(line["score"])
+
+
+def test_a_run_that_fails_before_its_first_evaluation_leaves_no_model(
+    tiny_encoder: Path, small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "_total", failing(3))
+    folder = tmp_path / "run"
+    with pytest.raises(TrainingError, match=r"; no model was worth keeping: it came before the first evaluation$"):
+        train(table(tiny_encoder), data_dir=small_data, run_dir=folder)
+    assert json.loads((folder / "run.json").read_text())["failure"].startswith("stage together, step 4")
+    assert not (folder / "model").exists()
+
+
+def test_a_later_stage_that_fails_at_once_leaves_what_the_stages_before_made(
+    tiny_encoder: Path, small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = quick(tiny_encoder, tasks=["mood"])
+    wanted["stages"].append({**wanted["stages"][0], "name": "late", "tasks": ["near"], "train": ["outputs"]})
+    monkeypatch.setattr(loop, "_total", failing(5))
+    with pytest.raises(TrainingError, match=r"stage late, step 1: .*; the best model before that is in"):
+        train(wanted, data_dir=small_data, run_dir=tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["stage"], line["epoch"]) for line in lines] == [("together", 1)]  # fresh heads: nothing to beat
+    found = evaluate_run(tmp_path / "run").scores.tasks["mood"]["accuracy"].value
+    assert found == pytest.approx(lines[0]["dev"]["mood"]["accuracy"])
+
+
+def test_it_is_said_once_why_a_metric_is_not_a_number(
+    tiny_encoder: Path, small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "flat.tsv").write_text("first\tsecond\tlabel\n" + "a cat\ta dog\t2\n" * 4)
+    wanted = table(tiny_encoder)
+    wanted["tasks"]["near"]["dev"] = str(tmp_path / "flat.tsv")
+    train(wanted, data_dir=small_data, run_dir=tmp_path / "run", listen=Watcher())
+    said = capsys.readouterr().err
+    for metric in ("pearson", "spearman"):
+        assert said.count(f"near.{metric} is nan: all 4 ") == 1
+    assert "mood.accuracy is nan" not in said
+
+
+def test_the_accelerator_takes_the_device_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(workflow, "Accelerator", lambda cpu: cpu)
+    devices = [torch.device(name) for name in ("cpu", "cuda", "cuda:1")]
+    assert [workflow._accelerator(device) for device in devices] == [True, False, False]
+    assert chosen == devices[2:]
 
 
 def test_an_interrupted_run_keeps_the_best_epoch_so_far(tiny_encoder: Path, small_data: Path, tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from smoothtune.config.experiment import Experiment as Experiment
     from smoothtune.errors import SmoothtuneError as SmoothtuneError
     from smoothtune.inference.model import Model as Model
@@ -27,7 +29,7 @@ _HOME = {
 __all__ = ["Experiment", "Model", "Run", "SmoothtuneError", "__version__", "load", "train"]
 
 
-def load(run_dir: str, *, device: str = "auto") -> Model:
+def load(run_dir: str | Path, *, device: str = "auto") -> Model:
     """The trained model of a run folder or model folder. Raises `ModelFileError` when it is neither."""
     from smoothtune.inference.model import Model
 

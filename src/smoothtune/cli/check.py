@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,6 +12,7 @@ import typer
 from smoothtune.cli.options import DataDir, Experiment, Json, Set
 
 if TYPE_CHECKING:
+    from smoothtune.data.findings import Leaks, Matches
     from smoothtune.workflow.check import CheckReport, SplitReport
 
 
@@ -30,89 +33,123 @@ def check(
       smoothtune check my.toml --data-dir data --strict
       smoothtune check my.toml --json > check.json
     """  # noqa: D301 - click reads \b
-    from smoothtune.cli.tables import err, out
-    from smoothtune.errors import DataError, Problem
+    from smoothtune.cli.tables import counted, err, out
+    from smoothtune.errors import DataError, Problem, ProblemsError, SmoothtuneError
     from smoothtune.workflow.check import check_experiment
 
-    report = check_experiment(experiment, data_dir=data_dir, overrides=override or ())
+    try:
+        report = check_experiment(experiment, data_dir=data_dir, overrides=override or ())
+    except SmoothtuneError as error:
+        if as_json:
+            problems = error.problems if isinstance(error, ProblemsError) else (Problem("", str(error)),)
+            typer.echo(json.dumps({"problems": [asdict(problem) for problem in problems]}, indent=2))
+        raise
     if as_json:
         typer.echo(json.dumps(report.to_json(), indent=2))
     else:
         _print_report(report, out())
         print_warnings(report, err())
     if strict and report.leaking:
-        leaks = [Problem(where, what) for where, what in _leak_lines(report)]
-        raise DataError(f"{report.leaking} dev or test rows stand in training data (--strict):", leaks)
+        headline = counted(report.leaking, "dev or test row stands", "dev or test rows stand")
+        whole = [Problem(where, _whole(leaks)) for where, leaks in _leaks(report) if leaks.whole.count]
+        raise DataError(f"{headline} in training data (--strict):", whole)
+
+
+_HEADERS = ["task", "split", "rows", "labels", "tokens", "95 %", "max", "cut", "repeated", "conflicts", "left out"]
+_LABELS = _HEADERS.index("labels")
 
 
 def _print_report(report: CheckReport, console: Any) -> None:
-    from smoothtune.cli.tables import table
+    from smoothtune.cli.tables import fits, table
 
     rows = []
     for task, splits in report.tasks.items():
         for split, found in splits.items():
             lengths = found.lengths
             sizes = [f"{lengths.median:.0f}", f"{lengths.p95:.0f}", f"{lengths.longest:,}", f"{lengths.cut:.1%}"]
-            faults = [f"{found.duplicates.count:,}", f"{found.conflicts.count:,}", _left_out(found)]
-            rows.append([task, split, f"{found.rows:,}", _balance(found), *sizes, *faults])
-    headers = ["task", "split", "rows", "labels", "tokens", "95 %", "max", "cut", "repeated", "conflicts", "left out"]
-    console.print(table(headers, rows))
+            faults = [found.duplicates.count, found.conflicts.count, sum(found.left_out.values())]
+            rows.append([task, split, f"{found.rows:,}", _balance(found), *sizes, *(f"{count:,}" for count in faults)])
+    whole = table(_HEADERS, rows)
+    if fits(whole, console):
+        console.print(whole)
+        return
+    console.print(table(_without_labels(_HEADERS), [_without_labels(row) for row in rows]))
+    console.print()
+    for row in rows:
+        console.print(f"labels of {row[0]}.{row[1]}: {row[_LABELS]}", soft_wrap=True, markup=False)
+
+
+def _without_labels(row: list[str]) -> list[str]:
+    return row[:_LABELS] + row[_LABELS + 1 :]
 
 
 def _balance(found: SplitReport) -> str:
-    if set(found.balance) == {"min", "mean", "max"} and not float(found.balance["mean"]).is_integer():
-        low, mean, high = (found.balance[name] for name in ("min", "mean", "max"))
-        return f"{low:g} to {high:g}, mean {mean:.2f}"
+    if found.span is not None:
+        return f"{found.span.min:g} to {found.span.max:g}, mean {found.span.mean:.2f}"
     shown = list(found.balance.items())[:6]
     more = f" and {len(found.balance) - 6} more" if len(found.balance) > 6 else ""
     return " ".join(f"{label}:{count / found.rows:.0%}" for label, count in shown) + more
 
 
-def _left_out(found: SplitReport) -> str:
-    return ", ".join(f"{count:,} {reason}" for reason, count in found.left_out.items()) or "0"
-
-
 def print_warnings(report: CheckReport, console: Any) -> None:
     """One line for everything a careful person would look at."""
+    for line in _warnings(report):
+        console.print(line, soft_wrap=True, markup=False)
+
+
+def _warnings(report: CheckReport) -> Iterator[str]:
+    from smoothtune.cli.tables import counted
+
     for task, splits in report.tasks.items():
         for split, found in splits.items():
+            where = f"{task}.{split}"
             for reason, count in found.left_out.items():
-                console.print(f"note: {task}.{split}: {count:,} rows left out: {reason}", soft_wrap=True)
+                yield f"note: {where}: {counted(count, 'row', 'rows')} left out: {reason}"
+            never = [repr(label) for label, count in found.balance.items() if not count]
+            if split == "train" and never:
+                more = f" and {len(never) - 6} more" if len(never) > 6 else ""
+                yield f"note: {where}: no row has the label {', '.join(never[:6])}{more}: it cannot be learned"
             if found.conflicts.count:
-                _print_matches(
-                    console, f"{task}.{split}: {found.conflicts.count} texts with more than one label", found.conflicts
-                )
+                what = counted(found.conflicts.count, "text", "texts")
+                yield f"warning: {where}: {what} with more than one label, {_example(found.conflicts)}"
             if found.duplicates.count:
-                _print_matches(console, f"{task}.{split}: {found.duplicates.count} repeated rows", found.duplicates)
-    for where, what in _leak_lines(report):
-        console.print(f"warning: {where}: {what}", soft_wrap=True)
+                what = counted(found.duplicates.count, "repeated row", "repeated rows")
+                yield f"warning: {where}: {what}, {_example(found.duplicates)}"
+    for where, leaks in _leaks(report):
+        yield from (f"warning: {where}: {what}" for what in _leak_texts(leaks))
 
 
-def _print_matches(console: Any, headline: str, matches: Any) -> None:
+def _example(matches: Matches) -> str:
     first = matches.examples[0]
-    console.print(f"warning: {headline}, e.g. {first.here} and {first.there}", soft_wrap=True)
+    return f"e.g. {first.here} and {first.there}"
 
 
-def _leak_lines(report: CheckReport) -> list[tuple[str, str]]:
-    lines = []
-    for task, splits in report.tasks.items():
-        for split, found in splits.items():
-            if found.leaks is None:
-                continue
-            where, leaks = f"{task}.{split}", found.leaks
-            if leaks.whole.count:
-                first = leaks.whole.examples[0]
-                lines.append(
-                    (where, f"{leaks.whole.count} rows stand in training data, e.g. {first.here} at {first.there}")
-                )
-            sharing = leaks.shared_one.count + leaks.shared_both.count
-            if sharing:
-                one, both = leaks.shared_one.count, leaks.shared_both.count
-                lines.append(
-                    (where, f"{sharing:,} pairs share a text with training pairs ({one:,} one, {both:,} both)")
-                )
-            if leaks.across.count:
-                lines.append(
-                    (where, f"{leaks.across.count} rows share a text with the training data of a task of other form")
-                )
-    return lines
+def _leaks(report: CheckReport) -> list[tuple[str, Leaks]]:
+    return [
+        (f"{task}.{split}", found.leaks)
+        for task, splits in report.tasks.items()
+        for split, found in splits.items()
+        if found.leaks is not None
+    ]
+
+
+def _whole(leaks: Leaks) -> str:
+    from smoothtune.cli.tables import counted
+
+    first = leaks.whole.examples[0]
+    return (
+        f"{counted(leaks.whole.count, 'row stands', 'rows stand')} in training data, e.g. {first.here} at {first.there}"
+    )
+
+
+def _leak_texts(leaks: Leaks) -> Iterator[str]:
+    from smoothtune.cli.tables import counted
+
+    if leaks.whole.count:
+        yield _whole(leaks)
+    one, both = leaks.shared_one.count, leaks.shared_both.count
+    if one + both:
+        yield f"{counted(one + both, 'pair shares', 'pairs share')} a text with training pairs ({one:,} one, {both:,} both)"
+    if leaks.across.count:
+        what = counted(leaks.across.count, "row shares", "rows share")
+        yield f"{what} a text with the training data of a task of other form"

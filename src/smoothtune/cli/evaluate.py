@@ -17,9 +17,16 @@ def evaluate(
     run: RunFolder,
     data: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Option("--data", metavar="TASK=FILE", help="Evaluate a task on this file instead. Repeatable."),
+        typer.Option(
+            "--data",
+            metavar="TASK=FILE",
+            help="Evaluate this task on FILE; only the tasks named so are evaluated. Repeatable.",
+        ),
     ] = None,
-    split: Annotated[str, typer.Option("--split", help="train, dev or test of the experiment.")] = "dev",
+    split: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--split", help="train, dev or test of the experiment; default: dev."),
+    ] = None,
     words_alone: Annotated[
         bool, typer.Option("--words-alone", help="Beside it, a TF-IDF baseline trained on the same rows.")
     ] = False,
@@ -37,16 +44,19 @@ def evaluate(
     from smoothtune.workflow.evaluate import evaluate_run
 
     found = evaluate_run(run, data=data or (), split=split, with_words_alone=words_alone)
+    where = "data" if data else split or "dev"
     if as_json:
         typer.echo(json.dumps(found.to_json(), indent=2))
     elif found.words_alone is None:
-        headers = ["task", "metric", split, "95 % interval", "rows"]
+        headers = ["task", "metric", where, "95 % interval", "rows"]
         out().print(table(headers, score_rows(found.scores.to_json())))
     else:
-        _print_beside(found, split)
+        _print_beside(found, where)
+    for note in found.notes:
+        typer.echo(note, err=True)
 
 
-def _print_beside(found: Evaluation, split: str) -> None:
+def _print_beside(found: Evaluation, where: str) -> None:
     from smoothtune.cli.tables import interval, number, out, table
 
     assert found.words_alone is not None
@@ -60,7 +70,7 @@ def _print_beside(found: Evaluation, split: str) -> None:
     for name in ("score", "plain_mean"):
         rows.append(["all", name.replace("_", " "), number(scores[name]["value"]), interval(scores[name])])
         rows[-1].append(number(words[name]["value"]))
-    out().print(table(["task", "metric", split, "95 % interval", "words alone"], rows))
+    out().print(table(["task", "metric", where, "95 % interval", "words alone"], rows))
     mean = found.difference.mean
     out().print(
         f"mean difference to words alone: {mean.value:+.3f}, paired 95 % interval {mean.low:+.3f} to {mean.high:+.3f}"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from smoothtune import __version__
 from smoothtune.cli.check import check
@@ -16,8 +17,24 @@ from smoothtune.cli.predict import predict
 from smoothtune.cli.train import train
 from smoothtune.errors import SmoothtuneError
 
+
+class _InterruptedError(SmoothtuneError):
+    exit_code = 130
+
+
+class _Program(TyperGroup):
+    """Lets Ctrl-C reach `main`; by itself click exits without a word."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise _InterruptedError("interrupted") from None
+
+
 app = typer.Typer(
     name="smoothtune",
+    cls=_Program,
     help="Fine-tune one small text model on several labelled tasks at once, from plain files.",
     epilog="Begin with: smoothtune train demo",
     no_args_is_help=True,
@@ -28,11 +45,11 @@ app = typer.Typer(
 )
 app.command()(train)
 app.command()(evaluate)
-app.command()(predict)
-app.command()(check)
-app.command("list")(list_things)
-app.command()(show)
-app.command()(schema)
+app.command(short_help="Predict one task for every row of a file.")(predict)
+app.command(short_help="Report what is in the data and what is wrong with them.")(check)
+app.command("list", short_help="List packaged experiments and all kinds.")(list_things)
+app.command(short_help="Print an experiment as TOML.")(show)
+app.command(short_help="Print the JSON Schema of an experiment.")(schema)
 
 
 def _print_version(wanted: bool) -> None:
@@ -60,9 +77,6 @@ def main() -> None:
     except SmoothtuneError as error:
         print(f"smoothtune: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("smoothtune: interrupted", file=sys.stderr)
-        sys.exit(130)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)

@@ -12,7 +12,10 @@ Experiment = Annotated[
 ]
 DataDir = Annotated[
     Optional[Path],  # noqa: UP045 - typer evaluates it
-    typer.Option("--data-dir", envvar="SMOOTHTUNE_DATA", help="Folder of the data paths; default: the TOML's folder."),
+    typer.Option(
+        "--data-dir",
+        help="Folder of the data paths; default: the TOML's folder, for packaged experiments $SMOOTHTUNE_DATA.",
+    ),
 ]
 Set = Annotated[
     Optional[list[str]],  # noqa: UP045

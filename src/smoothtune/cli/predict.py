@@ -15,10 +15,14 @@ def predict(
     task: Annotated[str, typer.Option("--task", help="The task to answer.")],
     source: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Argument(metavar="INPUT", help="File with the task's text columns; default: TSV on stdin."),
+        typer.Argument(metavar="INPUT", help="File with the task's text columns; default: stdin."),
     ] = None,
     out: Annotated[Optional[Path], typer.Option("--out", help="File to write; default: stdout.")] = None,  # noqa: UP045
     form: Annotated[str, typer.Option("--format", help="tsv or jsonl.")] = "tsv",
+    input_form: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--input-format", help="tsv, csv or jsonl on stdin; default: tsv. A file's suffix says its own."),
+    ] = None,
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Add a column p_LABEL for every label.")
     ] = False,
@@ -33,6 +37,6 @@ def predict(
     """  # noqa: D301 - click reads \b
     from smoothtune.workflow.predict import predict_file
 
-    count = predict_file(run, task, source, out, form=form, with_probabilities=probabilities)
+    count = predict_file(run, task, source, out, form=form, with_probabilities=probabilities, input_form=input_form)
     where = "" if out is None else f" in {out}"
     typer.echo(f"{count:,} rows predicted{where}", err=True)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+_NUMBER = re.compile(r"|nan|[+-]?[0-9,]*\.?[0-9]+ ?%?")
 
 
 def out() -> Console:
@@ -23,18 +27,31 @@ def err() -> Console:
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None) -> Table:
-    """A table; columns whose cells are numbers are set to the right."""
-    made = Table(*[], box=SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
+    """A table; columns whose cells are numbers are set to the right. Only the first is folded, and only where it must."""
+    made = Table(
+        box=SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False, collapse_padding=True, show_edge=False
+    )
     for number, header in enumerate(headers):
         numeric = all(_numeric(row[number]) for row in rows) and bool(rows)
-        made.add_column(header, justify="right" if numeric else "left", no_wrap=number == 0)
+        made.add_column(header, justify="right" if numeric else "left", no_wrap=number > 0, overflow="fold")
     for row in rows:
-        made.add_row(*row)
+        made.add_row(*map(Text, row))  # no markup: labels may hold brackets
     return made
 
 
+def fits(made: Table, console: Console) -> bool:
+    """Whether the console is wide enough for the table as it is."""
+    unlimited = console.options.update(width=100_000)
+    return console.measure(made, options=unlimited).maximum <= console.width
+
+
+def counted(count: int, one: str, many: str) -> str:
+    """`1 row`, `2 rows`: the number with the words that agree with it."""
+    return f"{count:,} {one if count == 1 else many}"
+
+
 def _numeric(text: str) -> bool:
-    return not text or text[:1] in "0123456789+-." or text == "nan"
+    return _NUMBER.fullmatch(text) is not None
 
 
 def number(value: float | None) -> str:

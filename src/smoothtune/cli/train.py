@@ -78,6 +78,7 @@ class Watcher:
         self._bar: Any = None
         self._losses: dict[str, float] = {}
         self._said = 0.0
+        self._explained: set[str] = set()
 
     def close(self) -> None:
         """Take the bar away, whatever ended the run: the terminal's cursor comes back with it."""
@@ -87,7 +88,7 @@ class Watcher:
         """Take one event."""
         from smoothtune.training.loop import StepReport
         from smoothtune.training.stage import StageBegin, StageEnd, StageEpoch
-        from smoothtune.workflow.train import RunBegin
+        from smoothtune.workflow.train import RunBegin, RunEnd
 
         if isinstance(event, RunBegin):
             from smoothtune.cli.check import print_warnings
@@ -106,6 +107,8 @@ class Watcher:
                 self._progress.remove_task(self._bar)
                 self._bar = None
             self._console.print(f"stage {event.stage} ended: {event.reason}; best {event.metric} {event.best:.4f}")
+        elif isinstance(event, RunEnd):
+            self._explain(event.undefined)
 
     def _begin(self, event: Any) -> None:
         share = event.trained / event.parameters
@@ -134,14 +137,21 @@ class Watcher:
         losses = "  ".join(f"{task} {parts['unweighted']:.3f}" for task, parts in report.losses.items())
         dev = "  ".join(f"{task} {value:.3f}" for task, value in scores.main.items())
         mark = " (best)" if event.best else ""
-        self._console.print(
-            f"epoch {report.epoch + 1}, {report.train_seconds:.0f} s: "
-            f"loss {losses} | dev {dev} | score {scores.score:.4f}{mark}",
-            soft_wrap=True,
-        )
+        trained = f"epoch {report.epoch + 1}, {report.train_seconds:.0f} s: loss {losses} |"
+        begun = trained if report.step else "before the first step:"
+        self._console.print(f"{begun} dev {dev} | score {scores.score:.4f}{mark}", soft_wrap=True)
+        self._explain(scores.undefined)
         rows = [f"{task} {seen.once:,} / {seen.repeated:,} / {seen.unseen:,}" for task, seen in report.coverage.items()]
-        self._console.print(f"  rows seen once / repeatedly / not: {', '.join(rows)}", soft_wrap=True)
+        if rows:
+            self._console.print(f"  rows seen once / repeatedly / not: {', '.join(rows)}", soft_wrap=True)
         if report.skipped:
-            self._console.print(f"  {report.skipped} batches skipped so far: their loss was not finite")
+            self._console.print(f"  {report.skipped} batches skipped so far: their loss or gradient was not finite")
         for task in event.finished:
             self._console.print(f"  {task} finished: its best output is kept")
+
+    def _explain(self, undefined: Any) -> None:
+        """Say once a run why a metric is not a number."""
+        for name, why in undefined.items():
+            if name not in self._explained:
+                self._explained.add(name)
+                self._console.print(f"  {name} is nan: {why}", soft_wrap=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import get_args
 
 from smoothtune.config.experiment import Experiment, kind_of, trunk_name, trunk_options
 from smoothtune.config.problems import near
@@ -15,7 +16,8 @@ _LAYERS = re.compile(r"encoder\.layers\.(?P<first>[0-9]+)(-(?P<last>[0-9]+))?")
 
 def cross_checks(experiment: Experiment) -> list[Problem]:
     """Every contradiction between tables of the experiment."""
-    problems = [*_name_problems(experiment), *_trunk_problems(experiment), *_weight_problems(experiment)]
+    problems = [*_name_problems(experiment), *_column_problems(experiment)]
+    problems += [*_trunk_problems(experiment), *_weight_problems(experiment)]
     names = [stage.name for stage in experiment.stages]
     for number, stage in enumerate(experiment.stages):
         path = f"stages.{number}"
@@ -29,6 +31,14 @@ def _name_problems(experiment: Experiment) -> Iterator[Problem]:
     for name in ("score", "plain_mean"):
         if name in experiment.tasks:
             yield Problem(f"tasks.{name}", f"a task cannot be called {name!r}: `stop.metric` gives that name to a mean")
+
+
+def _column_problems(experiment: Experiment) -> Iterator[Problem]:
+    for name, task in experiment.tasks.items():
+        if len(set(task.text)) < len(task.text):
+            yield Problem(f"tasks.{name}.text", f"names column {task.text[0]!r} twice; a pair needs two columns")
+        if task.label in task.text:
+            yield Problem(f"tasks.{name}.label", f"{task.label!r} is a text column too; name the column of the answers")
 
 
 def _trunk_problems(experiment: Experiment) -> Iterator[Problem]:
@@ -71,9 +81,10 @@ def _stage_problems(experiment: Experiment, stage: Stage, path: str) -> Iterator
         yield Problem(f"{path}.tasks", f"there is no task {name!r} (tasks: {', '.join(experiment.tasks)}).{hint}")
     if len(set(tasks)) < len(tasks):
         yield Problem(f"{path}.tasks", f"a task stands twice in {', '.join(tasks)}")
-    if stage.stop.metric not in ("score", "plain_mean", *tasks):
-        known = ", ".join(("score", "plain_mean", *tasks))
-        yield Problem(f"{path}.stop.metric", f"got {stage.stop.metric!r}, expected one of {known}")
+    known = ["score", "plain_mean", *tasks]
+    known += [f"{name}.{metric}" for name in tasks if name in experiment.tasks for metric in _metrics(experiment, name)]
+    if stage.stop.metric not in known:
+        yield Problem(f"{path}.stop.metric", f"got {stage.stop.metric!r}, expected one of {', '.join(known)}")
     if stage.stop.per_task and stage.stop.patience is None:
         yield Problem(f"{path}.stop.per_task", "needs `stop.patience`: without it no task ever finishes")
     if len(set(stage.weighting)) < len(stage.weighting):
@@ -82,15 +93,25 @@ def _stage_problems(experiment: Experiment, stage: Stage, path: str) -> Iterator
         yield from _selector_problems(experiment, stage, path)
 
 
+def layers_of(selector: str) -> tuple[int, int] | None:
+    """The first and last layer that `encoder.layers.A` or `encoder.layers.A-B` names; None for other selectors."""
+    layers = _LAYERS.fullmatch(selector)
+    return None if layers is None else (int(layers["first"]), int(layers["last"] or layers["first"]))
+
+
+def _metrics(experiment: Experiment, task: str) -> tuple[str, ...]:
+    return get_args(type(experiment.tasks[task]).model_fields["metric"].annotation)
+
+
 def _selector_problems(experiment: Experiment, stage: Stage, path: str) -> Iterator[Problem]:
     tasks = experiment.stage_tasks(stage)
     trunks = {trunk_name(name, experiment.tasks[name]) for name in tasks}
     known = ["encoder", "encoder.embeddings", "encoder.layers.A-B", "trunks", "outputs"]
     known += [f"trunks.{name}" for name in sorted(trunks)] + [f"outputs.{name}" for name in tasks]
     for selector in stage.train:
-        layers = _LAYERS.fullmatch(selector)
+        layers = layers_of(selector)
         if layers is not None:
-            first, last = int(layers["first"]), int(layers["last"] or layers["first"])
+            first, last = layers
             if last < first:
                 yield Problem(f"{path}.train", f"{selector!r} names no layers; write encoder.layers.{last}-{first}")
             continue

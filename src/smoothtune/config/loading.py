@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -19,6 +20,7 @@ from smoothtune.config.problems import near, problems_of
 from smoothtune.errors import ConfigurationError, Problem, UsageError
 
 PACKAGED = Path(__file__).parent / "packaged"
+DATA_VARIABLE = "SMOOTHTUNE_DATA"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,19 +61,22 @@ def load(
     """The checked experiment of a TOML path, packaged name, table or `Experiment`.
 
     `overrides` are `path=value` with the value in TOML (bare words are text). Data paths are relative to `data_dir`,
-    else to the TOML file, else to the working folder. Raises `ConfigurationError` with every problem found.
+    else to the TOML file; without a file of one's own to the working folder, and for packaged experiments first to the
+    folder that SMOOTHTUNE_DATA names. An `encoder.name` that begins with ./ or ../ is relative to the TOML file, else to
+    the working folder, and absolute in the result. Raises `ConfigurationError` with every problem found.
     """
-    table, headline, base = _read(source)
+    table, headline, home = _read(source)
     for override in overrides:
         _override(table, override)
     if seed is not None:
         table["seed"] = seed
-    experiment = validated(table, headline)
-    return (
-        Loaded(experiment, Path.cwd() if base is None else base)
-        if data_dir is None
-        else Loaded(experiment, _folder(data_dir))
-    )
+    packaged = home is not None and home.is_relative_to(PACKAGED)
+    own = Path.cwd() if home is None or packaged else home
+    experiment = _with_encoder_from(validated(table, headline), own)
+    if data_dir is not None:
+        return Loaded(experiment, _folder("--data-dir", data_dir))
+    variable = os.environ.get(DATA_VARIABLE)
+    return Loaded(experiment, _folder(DATA_VARIABLE, variable) if packaged and variable else own)
 
 
 def validated(table: Mapping[str, Any], headline: str) -> Experiment:
@@ -95,10 +100,18 @@ def to_toml(experiment: Experiment) -> str:
     return tomli_w.dumps(table)
 
 
-def _folder(data_dir: str | Path) -> Path:
-    folder = Path(data_dir).expanduser()
+def _with_encoder_from(experiment: Experiment, base: Path) -> Experiment:
+    name = experiment.encoder.name
+    if not name.startswith(("./", "../")):
+        return experiment
+    encoder = experiment.encoder.model_copy(update={"name": str((base / name).resolve())})
+    return experiment.model_copy(update={"encoder": encoder})
+
+
+def _folder(given_by: str, name: str | Path) -> Path:
+    folder = Path(name).expanduser()
     if not folder.is_dir():
-        raise UsageError(f"--data-dir {data_dir}: there is no such folder")
+        raise UsageError(f"{given_by} {name}: there is no such folder")
     return folder.resolve()
 
 
@@ -118,7 +131,7 @@ def _read(source: str | Path | Mapping[str, Any] | Experiment) -> tuple[dict[str
     packaged = path.is_relative_to(PACKAGED)
     name = path.relative_to(PACKAGED).with_suffix("").as_posix() if packaged else path.stem
     table.setdefault("name", re.sub(r"[^A-Za-z0-9_./-]", "-", name)[:120])
-    return table, headline, None if packaged else path.resolve().parent
+    return table, headline, path.parent if packaged else path.resolve().parent
 
 
 def _override(table: dict[str, Any], override: str) -> None:

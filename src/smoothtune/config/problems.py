@@ -17,8 +17,8 @@ _TOML = {"tuple_type": "a list", "dict_type": "a table", "model_type": "a table"
 
 
 def near(name: str, names: typing.Iterable[str]) -> str:
-    """` Did you mean 'x'?`, or nothing when no name is near."""
-    found = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
+    """` Did you mean 'x'?`, or nothing when no name is near: "range" is no "train" mistyped."""
+    found = difflib.get_close_matches(name, list(names), n=1, cutoff=0.65)
     return f" Did you mean {found[0]!r}?" if found else ""
 
 
@@ -46,9 +46,10 @@ def _problem(item: Any, root: type[BaseModel]) -> Problem:
     path, classes = _walk(item["loc"], root)
     kind, context, got = item["type"], item.get("ctx", {}), item.get("input")
     if kind == "extra_forbidden":
-        fields = sorted({name for cls in classes for name in cls.model_fields})
-        key = str(item["loc"][-1])
-        return Problem(path, f"unknown key.{near(key, fields) or ' Known keys: ' + ', '.join(fields) + '.'}")
+        set_elsewhere = {_TAG} if ".schedule_options." in path else set()  # `schedule` says it
+        fields = sorted({name for cls in classes for name in cls.model_fields} - set_elsewhere)
+        known = f" Known keys: {', '.join(fields)}." if fields else " There are none to set here; remove it."
+        return Problem(path, f"unknown key.{near(str(item['loc'][-1]), fields) or known}")
     if kind == "missing":
         return Problem(path, "is required but missing")
     if kind == "union_tag_not_found":

@@ -25,7 +25,7 @@ class Rates(Options):
 class Stop(Options):
     """When a stage ends. Without patience it runs `max_epochs`."""
 
-    metric: str = Field("score", description="`score`, `plain_mean`, or a task's name for that task's metric")
+    metric: str = Field("score", description="`score`, `plain_mean`, `TASK` (its main metric) or `TASK.METRIC`")
     patience: int | None = Field(None, ge=1, description="epochs without improvement before the stage ends")
     threshold: float = Field(0.0, ge=0, description="an improvement must exceed the best value by more than this")
     max_epochs: int = Field(3, ge=1)
@@ -91,7 +91,9 @@ class Stage(Options):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 where the processor has it"
     )
-    on_nan: Literal["stop", "skip"] = Field("stop", description="what to do at a loss that is not finite")
+    on_nan: Literal["stop", "skip"] = Field(
+        "stop", description="what to do at a loss or a gradient that is not finite; `skip` leaves its batches out"
+    )
     stop: Stop = Stop()
 
     @model_validator(mode="before")

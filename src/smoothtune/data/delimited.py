@@ -73,7 +73,7 @@ def read_delimited(path: Path, columns: Sequence[str], delimiter: str) -> Iterat
     except (csv.Error, LineTooLongError) as error:
         yield Flaw("file", 1, f"the header cannot be read ({error}); write one line of column names in UTF-8")
         return
-    flaws = _bytes_flaws(lines, header) if lines.dirty else header_flaws(header, columns)
+    flaws = _bytes_flaws(lines, header) if lines.dirty else header_flaws(header, columns, line=1)
     if flaws:
         yield from flaws
         return
@@ -163,13 +163,16 @@ def _bytes_flaws(lines: _Lines, header: list[str]) -> list[Flaw]:
     return [Flaw("file", flaw.line, f"the header is not UTF-8 text: {flaw.what}")]
 
 
-def header_flaws(header: Sequence[str], columns: Sequence[str]) -> list[Flaw]:
-    """What keeps a table with these column names from being read: none at all, one twice, or a wanted one missing."""
+def header_flaws(header: Sequence[str], columns: Sequence[str], *, line: int = 0) -> list[Flaw]:
+    """What keeps a table with these column names from being read: none at all, one twice, or a wanted one missing.
+
+    `line` is where the names stand, 0 in files that are not made of lines.
+    """
     if not any(header):
         return [Flaw("file", 0, "is empty, or its first line is; the first line must name the columns")]
     twice = sorted({name for name in header if name and header.count(name) > 1})
-    flaws = [Flaw("file", 0, f"column {name!r} stands more than once in the header; rename one") for name in twice]
-    return flaws + [Flaw("missing column", 0, missing_text(name, header)) for name in columns if name not in header]
+    flaws = [Flaw("file", line, f"column {name!r} stands more than once in the header; rename one") for name in twice]
+    return flaws + [Flaw("missing column", line, missing_text(name, header)) for name in columns if name not in header]
 
 
 def missing_text(name: str, present: Sequence[str]) -> str:

@@ -1,18 +1,20 @@
 """Repeated rows, contradicting labels, and dev or test rows that stand in training data. Removes nothing.
 
 Two texts are equal when they are so after white-space normalisation, case kept; two pairs when their texts are, in
-either order. Tables are compared as arrays of 64-bit keys (8 bytes a text), so millions of rows fit in memory.
+either order. Only the chosen rows of a split count. They are compared as arrays of 64-bit keys (8 bytes a text), so
+millions of rows fit in memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from smoothtune.data.rows import RowTable
+from smoothtune.data.task_data import Split
 
 _EXAMPLES = 5
 _NOTHING = np.zeros(0, dtype=np.int64)
@@ -38,7 +40,7 @@ class Matches:
 
 @dataclass(frozen=True, slots=True)
 class Leaks:
-    """What the `rows` rows of a dev or test table share with all training tables; a row counts in one field at most.
+    """What the `rows` rows of a dev or test split share with all training rows; a row counts in one field at most.
 
     `whole`: the text, or the pair in either order, is a training row. `shared_both`, `shared_one`: the pair is not, but
     both its texts (or one) stand in training pairs. `across`: of the rest, single texts that stand in a training pair,
@@ -68,24 +70,34 @@ def _groups(keys: NDArray[np.uint64]) -> _Groups:
     return _Groups(order, np.maximum.accumulate(np.where(is_first, np.arange(len(keys)), 0)) if len(keys) else _NOTHING)
 
 
-def duplicates(table: RowTable) -> Matches:
+def duplicates(split: Split) -> Matches:
     """Repeated rows: those behind the first of each group of equal rows, whatever their labels. Cost: one sort."""
-    groups = _groups(table.keys())
-    again = np.flatnonzero(groups.start != np.arange(len(table)))
-    return Matches(len(again), _within(table, groups.order[again], groups.order[groups.start[again]]))
+    groups = _groups(_keys(split))
+    again = np.flatnonzero(groups.start != np.arange(len(split)))
+    return Matches(len(again), _within(split, groups.order[again], groups.order[groups.start[again]]))
 
 
-def conflicts(table: RowTable) -> Matches:
+def conflicts(split: Split) -> Matches:
     """Groups of equal rows with more than one label; an example is the first row that differs, and the group's first.
 
     Regression labels differ when the numbers do. Raises `ValueError` for rows without a label column.
     """
-    groups = _groups(table.keys())
-    codes = _label_codes(table)[groups.order]
+    groups = _groups(_keys(split))
+    codes = _label_codes(split.table)[split.chosen][groups.order]
     differs = np.flatnonzero(codes != codes[groups.start])
     _, first = np.unique(groups.start[differs], return_index=True)
     rows = differs[first]
-    return Matches(len(rows), _within(table, groups.order[rows], groups.order[groups.start[rows]]))
+    return Matches(len(rows), _within(split, groups.order[rows], groups.order[groups.start[rows]]))
+
+
+def _keys(split: Split) -> NDArray[np.uint64]:
+    keys: NDArray[np.uint64] = split.table.keys()[split.chosen]
+    return keys
+
+
+def _text_keys(split: Split) -> NDArray[np.uint64]:
+    keys: NDArray[np.uint64] = split.table.text_keys()[split.chosen]
+    return keys
 
 
 def _label_codes(table: RowTable) -> NDArray[np.int64]:
@@ -94,24 +106,25 @@ def _label_codes(table: RowTable) -> NDArray[np.int64]:
     return np.concatenate(codes) if codes else _NOTHING
 
 
-def leaks(table: RowTable, train_tables: Mapping[str, RowTable]) -> Leaks:
-    """What `table` shares with the training tables of all tasks. Cost: some sorts of each table's keys."""
-    same = [train for train in train_tables.values() if len(train.spec.texts) == len(table.spec.texts)]
-    other = [train for train in train_tables.values() if len(train.spec.texts) != len(table.spec.texts)]
-    whole = _found(table.keys(), [train.keys() for train in same])
-    texts = table.text_keys()
+def leaks(split: Split, training: Iterable[Split]) -> Leaks:
+    """What the rows of `split` share with the training rows of all tasks. Cost: some sorts of each one's keys."""
+    training = tuple(training)
+    same = [train for train in training if len(train.table.spec.texts) == len(split.table.spec.texts)]
+    other = [train for train in training if len(train.table.spec.texts) != len(split.table.spec.texts)]
+    whole = _found(_keys(split), [_keys(train) for train in same])
+    texts = _text_keys(split)
     if texts.shape[1] == 2:
-        shared = _found(texts, [train.text_keys() for train in same]).sum(axis=1)
+        shared = _found(texts, [_text_keys(train) for train in same]).sum(axis=1)
     else:
-        shared = np.zeros(len(table), dtype=np.int64)
+        shared = np.zeros(len(split), dtype=np.int64)
     both, one = ~whole & (shared == 2), ~whole & (shared == 1)
-    across = _found(texts, [train.text_keys() for train in other]).any(axis=1) & ~whole & ~both & ~one
+    across = _found(texts, [_text_keys(train) for train in other]).any(axis=1) & ~whole & ~both & ~one
     return Leaks(
-        len(table),
-        whole=_between(table, whole, same, by_text=False),
-        shared_one=_between(table, one, same, by_text=True),
-        shared_both=_between(table, both, same, by_text=True),
-        across=_between(table, across, other, by_text=True),
+        len(split),
+        whole=_between(split, whole, same, by_text=False),
+        shared_one=_between(split, one, same, by_text=True),
+        shared_both=_between(split, both, same, by_text=True),
+        across=_between(split, across, other, by_text=True),
     )
 
 
@@ -123,32 +136,31 @@ def _found(keys: NDArray[np.uint64], training: list[NDArray[np.uint64]]) -> NDAr
     return found
 
 
-def _within(table: RowTable, rows: NDArray[np.int64], firsts: NDArray[np.int64]) -> tuple[Match, ...]:
+def _within(split: Split, rows: NDArray[np.int64], firsts: NDArray[np.int64]) -> tuple[Match, ...]:
     earliest = np.argsort(rows, kind="stable")[:_EXAMPLES]
-    return tuple(_match(table, int(rows[at]), table, int(firsts[at])) for at in earliest)
+    return tuple(_match(split, int(rows[at]), split, int(firsts[at])) for at in earliest)
 
 
-def _between(table: RowTable, mask: NDArray[np.bool_], training: list[RowTable], *, by_text: bool) -> Matches:
+def _between(split: Split, mask: NDArray[np.bool_], training: list[Split], *, by_text: bool) -> Matches:
     rows = np.flatnonzero(mask)
-    texts = table.text_keys() if by_text else table.keys()[:, None]
-    examples = [_first_match(table, int(row), texts[row], training, by_text=by_text) for row in rows[:_EXAMPLES]]
+    texts = _text_keys(split) if by_text else _keys(split)[:, None]
+    examples = [_first_match(split, int(row), texts[row], training, by_text=by_text) for row in rows[:_EXAMPLES]]
     return Matches(len(rows), tuple(examples))
 
 
-def _first_match(
-    table: RowTable, row: int, wanted: NDArray[np.uint64], training: list[RowTable], *, by_text: bool
-) -> Match:
+def _first_match(split: Split, row: int, wanted: NDArray[np.uint64], training: list[Split], *, by_text: bool) -> Match:
     for train in training:
-        known = train.text_keys() if by_text else train.keys()[:, None]
+        known = _text_keys(train) if by_text else _keys(train)[:, None]
         at = np.flatnonzero(np.isin(known, wanted).any(axis=1))
         if len(at):
-            return _match(table, row, train, int(at[0]))
-    raise AssertionError(f"row {row} was found in training tables and then not again")
+            return _match(split, row, train, int(at[0]))
+    raise AssertionError(f"row {row} was found in training rows and then not again")
 
 
-def _match(table: RowTable, row: int, other: RowTable, other_row: int) -> Match:
-    labels = (_label(table, row), _label(other, other_row))
-    return Match(table.place(row), other.place(other_row), table.texts([row])[0], labels)
+def _match(split: Split, row: int, other: Split, other_row: int) -> Match:
+    here, there = int(split.chosen[row]), int(other.chosen[other_row])
+    labels = (_label(split.table, here), _label(other.table, there))
+    return Match(split.table.place(here), other.table.place(there), split.table.texts([here])[0], labels)
 
 
 def _label(table: RowTable, row: int) -> str:

@@ -13,38 +13,38 @@ from smoothtune.data.checks import KEPT, Finding
 from smoothtune.data.rows import RowTable
 from smoothtune.data.values import label_text, parse_number
 from smoothtune.errors import DataError, Problem
+from smoothtune.types import Kind
 
 MOST_LABELS = 1_000
 FEW_LABELS = 50
 _SHOWN = 10
 
 
-def fit_labels(table: RowTable) -> tuple[str, ...]:
-    """The distinct labels of training rows: in number order when all are numbers, else in text order.
+def fit_labels(table: RowTable, chosen: NDArray[np.int32] | None = None) -> tuple[str, ...]:
+    """The distinct labels of training rows, all or the `chosen` (M,) positions.
+
+    In number order when all are numbers, else in text order.
 
     For a binary task the second is the positive class: 0 1, no yes, false true, negative positive all sort so.
     Raises `DataError` for a single label, for other than two in a binary task, and for labels that look like
     measurements: more than 1,000, or more than 50 that are more than half as many as the rows.
     """
-    labels = _sorted(pc.unique(table.labels()).to_pylist())
-    what = _what_is_wrong(labels, table)
+    column = table.labels() if chosen is None else table.labels().take(pa.array(chosen))
+    labels = _sorted(pc.unique(column).to_pylist())
+    what = _what_is_wrong(labels, len(column), table.spec.kind)
     if what:
         problem = Problem(table.source.shown, f"column {table.spec.label!r} {what}")
         raise DataError(f"The labels of {table.name} cannot be used.", [problem])
     return labels
 
 
-def _what_is_wrong(labels: tuple[str, ...], table: RowTable) -> str:
-    many = f"has {len(labels):,} different labels in {len(table):,} rows"
-    if len(labels) > MOST_LABELS or (len(labels) > FEW_LABELS and 2 * len(labels) > len(table)):
+def _what_is_wrong(labels: tuple[str, ...], rows: int, kind: Kind) -> str:
+    many = f"has {len(labels):,} different labels in {rows:,} rows"
+    if len(labels) > MOST_LABELS or (len(labels) > FEW_LABELS and 2 * len(labels) > rows):
         return f"{many}; is this a regression?"
     if len(labels) < 2:
-        return (
-            f"has only the label {labels[0]!r}; a {table.spec.kind} task needs two or more"
-            if labels
-            else "has no labels"
-        )
-    if table.spec.kind == "binary" and len(labels) != 2:
+        return f"has only the label {labels[0]!r}; a {kind} task needs two or more" if labels else "has no labels"
+    if kind == "binary" and len(labels) != 2:
         return f"{many} ({_listed(labels)}); a binary task needs exactly two: is this a classification?"
     return ""
 
@@ -56,16 +56,22 @@ def _sorted(labels: list[str]) -> tuple[str, ...]:
     return tuple(sorted(labels, key=lambda label: (numbers[label], label)))
 
 
-def rows_outside(table: RowTable, labels: Sequence[str]) -> NDArray[np.int64]:
-    """The row numbers, in order, whose label is not among `labels`; both sides in the one spelling of `label_text`."""
+def rows_outside(table: RowTable, labels: Sequence[str], chosen: NDArray[np.int32] | None = None) -> NDArray[np.int64]:
+    """The row numbers, in order, whose label is not among `labels`; both sides in the one spelling of `label_text`.
+
+    Looks at all rows, or at the `chosen` (M,) positions.
+    """
     known = pa.array([label_text(label) for label in labels], pa.string())
     inside = pc.is_in(table.labels(), value_set=known).to_numpy()
-    return np.flatnonzero(~inside.astype(bool))
+    outside = np.flatnonzero(~inside.astype(bool))
+    return outside if chosen is None else np.intersect1d(outside, chosen)
 
 
-def check_labels(table: RowTable, labels: Sequence[str]) -> tuple[Problem, ...]:
-    """A problem (file:line) for each row whose label is not among `labels`: the first 20 and a count of the rest."""
-    rows = rows_outside(table, labels)
+def check_labels(
+    table: RowTable, labels: Sequence[str], chosen: NDArray[np.int32] | None = None
+) -> tuple[Problem, ...]:
+    """A problem (file:line) for each row of `rows_outside`: the first 20 and a count of the rest."""
+    rows = rows_outside(table, labels, chosen)
     if len(rows) == 0:
         return ()
     texts = table.labels()

@@ -27,7 +27,7 @@ from smoothtune.errors import Problem
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_FORMAT = 1
+_FORMAT = 2
 _FLUSH_ROWS = 10_000
 _FLUSH_CHARACTERS = 1 << 24
 

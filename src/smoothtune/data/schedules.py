@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -32,10 +32,6 @@ class BatchSource(Protocol):
         """Batches of one pass."""
         ...
 
-    def positions(self, cursor: int) -> np.ndarray:
-        """Row positions of batch `cursor`."""
-        ...
-
     def batch(self, cursor: int) -> Batch:
         """Batch `cursor`."""
         ...
@@ -43,11 +39,18 @@ class BatchSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """How often one epoch sees the rows of one task: once, more than once, not at all."""
+    """How often one epoch saw the rows of one task: once, more than once, not at all."""
 
     once: int
     repeated: int
     unseen: int
+
+
+def covered(rows: int, seen: Iterable[np.ndarray]) -> Coverage:
+    """Coverage of a task of `rows` rows by batches with row numbers `seen`, each (B,)."""
+    numbers, times = np.unique(np.concatenate([np.empty(0, dtype=np.int64), *seen]), return_counts=True)
+    once = int((times == 1).sum())
+    return Coverage(once, len(numbers) - once, rows - len(numbers))
 
 
 class Schedule:
@@ -113,11 +116,6 @@ class Schedule:
             self._end_epoch()
         self._active.remove(task)
 
-    def coverage(self) -> dict[str, Coverage]:
-        """What the current epoch sees of each task."""
-        counts = np.bincount(self._order(), minlength=len(self._active))
-        return {task: self._covered(task, int(count)) for task, count in zip(self._active, counts, strict=True)}
-
     def state_dict(self) -> dict[str, Any]:
         """Position of the schedule, as plain numbers and names."""
         return {
@@ -156,17 +154,6 @@ class Schedule:
         counts = np.bincount(self._order()[:position], minlength=len(self._active))
         spent = dict(zip(self._active, counts.tolist(), strict=True))
         return {task: cursor + spent.get(task, 0) for task, cursor in self._cursors.items()}
-
-    def _covered(self, task: str, count: int) -> Coverage:
-        source, start = self.sources[task], self._cursors[task]
-        seen = np.zeros(source.rows, dtype=bool)
-        again = np.zeros(source.rows, dtype=bool)
-        for cursor in range(start, start + count):
-            positions = source.positions(cursor)
-            again[positions[seen[positions]]] = True
-            seen[positions] = True
-        repeated = int(again.sum())
-        return Coverage(int(seen.sum()) - repeated, repeated, int((~seen).sum()))
 
 
 class Proportional(Schedule):

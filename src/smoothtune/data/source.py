@@ -106,7 +106,11 @@ def _path_source(shown: str, text: str, base: Path) -> Source:
     folder = (base / Path(head).expanduser()).resolve()
     if head and folder.is_dir():
         return _saved_source(shown, folder, split)
-    _fail(shown, f"no such file: {path}; paths start at --data-dir, or at the folder of the experiment file without it")
+    _fail(shown, f"no such file: {path}; {_start(text, base)}")
+
+
+def _start(text: str, base: Path) -> str:
+    return "check the path" if Path(text).expanduser().is_absolute() else f"relative paths start at {base}"
 
 
 def _saved_source(shown: str, folder: Path, split: str | None) -> Source:
@@ -133,7 +137,7 @@ def _hub_source(shown: str, base: Path) -> Source:
     if name.startswith(("/", "./", "../", "~")):
         folder = (base / Path(name).expanduser()).resolve()
         if not folder.is_dir():
-            _fail(shown, f"no such folder: {folder}; relative folders start at --data-dir")
+            _fail(shown, f"no such folder: {folder}; {_start(name, base)}")
         return Source("hub", shown, folder, split=split)
     parts = name.split("/")
     if len(parts) not in (2, 3) or not all(parts):

@@ -5,7 +5,7 @@ Knows nothing of models; is given a tokenizer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,8 +27,10 @@ from smoothtune.errors import DataError, Problem
 from smoothtune.runtime.random import numpy_stream, stream_number
 from smoothtune.types import Input
 
+SPLITS = ("train", "dev", "test")
 UNKNOWN_LABEL = "unknown label"
 SAMPLED = "not in the sample (max_train_rows)"
+_HELD_OUT_LABEL = "; `dev` holds out all rows of this label: list all labels in `labels`, or name a dev file"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +51,16 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class TaskData:
-    """The splits of a task by name (`train`, `dev`, `test`) and its labels, None for regression."""
+    """The splits of a task by name (`train`, `dev`, `test`) and its labels, None for regression.
+
+    `trainable` is the training part that `max_train_rows` samples from, None where the training file was not read.
+    """
 
     name: str
     task: AnyTask
     splits: dict[str, Split]
     labels: tuple[str, ...] | None
+    trainable: Split | None = None
 
     def targets(self, split: str) -> np.ndarray:
         """Labels of the chosen rows as numbers, (M,): int64 classes, float32 0/1 or label units."""
@@ -63,13 +69,27 @@ class TaskData:
         return numbers
 
 
-def read_tasks(experiment: Experiment, base: Path, cache: Path) -> dict[str, TaskData]:
-    """Read, check and split the data of every task. Raises `DataError` with the problems of all files together."""
+def read_tasks(
+    experiment: Experiment,
+    base: Path,
+    cache: Path,
+    *,
+    labels: Mapping[str, tuple[str, ...] | None] | None = None,
+    wanted: Collection[str] = SPLITS,
+) -> dict[str, TaskData]:
+    """Read, check and split the data of every task; with `labels` (by task) nothing is fitted.
+
+    Only the `wanted` splits are there in the end. The training file is read if it is wanted, if labels are fitted, or if
+    a wanted dev part is held out of it. Raises `DataError` with the problems of all files together.
+    """
     problems: list[Problem] = []
     found: dict[str, TaskData] = {}
+    reading = _Reading(base, cache, experiment.seed, frozenset(wanted))
     for name, task in experiment.tasks.items():
+        known = _fixed_labels(task) if labels is None else labels[name]
+        fit = labels is None and known is None and task.kind != "regression"
         try:
-            found[name] = _read_task(name, task, base, cache, experiment.seed)
+            found[name] = reading.task(name, task, known, fit=fit)
         except DataError as error:
             problems += error.problems
     if problems:
@@ -82,57 +102,76 @@ def read_split(name: str, task: AnyTask, text: str, base: Path, cache: Path, lab
     table = prepare_rows(_spec(task), resolve_source(text, base), cache=cache, name=name)
     if table.errors:
         raise DataError("The data cannot be used:", table.problems())
-    return _split(table, task, labels)
+    return _with_known_labels(_whole(table), task, labels)
 
 
-def _read_task(name: str, task: AnyTask, base: Path, cache: Path, seed: int) -> TaskData:
-    sources = {"train": task.train, "dev": task.dev, "test": task.test}
-    problems: list[Problem] = []
-    tables: dict[str, RowTable] = {}
-    for split, text in sources.items():
-        if not isinstance(text, str):
-            continue
-        try:
-            source = resolve_source(text, base)
-            tables[split] = prepare_rows(_spec(task), source, cache=cache, name=f"tasks.{name}.{split}")
-        except DataError as error:
-            problems += [Problem(f"tasks.{name}.{split}: {item.where}", item.what) for item in error.problems]
-            continue
-        if tables[split].errors:
-            problems += tables[split].problems()
-    if problems:
-        raise DataError("", problems)
-    labels = _labels(task, tables["train"])
-    splits = _splits(tables, task, labels)
-    if not isinstance(task.dev, str):
-        splits["train"], splits["dev"] = _held_out(splits["train"], task.dev, seed)
-    splits["train"] = _sample(splits["train"], task.max_train_rows, seed, name)
-    empty = [split for split, part in splits.items() if not len(part)]
-    if empty:
-        raise DataError("", [Problem(f"tasks.{name}.{split}", _why_empty(task, splits[split])) for split in empty])
-    return TaskData(name, task, {split: splits[split] for split in ("train", "dev", "test") if split in splits}, labels)
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """How all tasks are read."""
 
+    base: Path
+    cache: Path
+    seed: int
+    wanted: frozenset[str]
 
-def _splits(tables: Mapping[str, RowTable], task: AnyTask, labels: tuple[str, ...] | None) -> dict[str, Split]:
-    problems: list[Problem] = []
-    splits: dict[str, Split] = {}
-    for name, table in tables.items():
-        try:
-            splits[name] = _split(table, task, labels)
-        except DataError as error:
-            problems += error.problems
-    if problems:
-        raise DataError("", problems)
-    return splits
-
-
-def _why_empty(task: AnyTask, split: Split) -> str:
-    unknown = split.left_out.get(UNKNOWN_LABEL, 0)
-    usable = len(split.table) - unknown
-    if usable:
-        return (
-            f"has no rows left to use: `dev` holds out {task.dev} of {usable:,} rows; name a file, or another fraction"
+    def task(self, name: str, task: AnyTask, labels: tuple[str, ...] | None, *, fit: bool) -> TaskData:
+        """One task; `fit`: its labels are those of the training rows. Raises `DataError` with all problems."""
+        parts, problems = self._parts(name, task, fit=fit)
+        if fit and "train" in parts:
+            try:
+                labels = fit_labels(parts["train"].table, parts["train"].chosen)
+            except DataError as error:
+                problems += error.problems
+        splits: dict[str, Split] = {}
+        for split, part in parts.items():
+            try:
+                splits[split] = _with_known_labels(part, task, labels)
+            except DataError as error:
+                advice = _HELD_OUT_LABEL if fit and not isinstance(getattr(task, split), str) else ""
+                problems += [Problem(item.where, item.what + advice) for item in error.problems]
+        problems += [Problem(f"tasks.{name}.{split}", _all_unknown(part)) for split, part in splits.items() if not part]
+        if problems:
+            raise DataError("", problems)
+        trainable = splits.get("train")
+        if trainable is not None:
+            splits["train"] = _sample(trainable, task.max_train_rows, self.seed, name)
+        return TaskData(
+            name, task, {split: splits[split] for split in splits if split in self.wanted}, labels, trainable
         )
+
+    def _parts(self, name: str, task: AnyTask, *, fit: bool) -> tuple[dict[str, Split], list[Problem]]:
+        """The splits that are needed, before any row is left out for its label, and the problems met on the way."""
+        problems: list[Problem] = []
+        parts: dict[str, Split] = {}
+        for split in self._needed(task, fit=fit):
+            where = f"tasks.{name}.{split}"
+            try:
+                source = resolve_source(getattr(task, split), self.base)
+                table = prepare_rows(_spec(task), source, cache=self.cache, name=where)
+            except DataError as error:
+                problems += [Problem(f"{where}: {item.where}", item.what) for item in error.problems]
+                continue
+            if table.errors:
+                problems += table.problems()
+            if not any(finding.fatal for finding in table.findings):
+                parts[split] = _whole(table)
+        if "train" in parts and not isinstance(task.dev, str):
+            parts |= _held_out(parts["train"], task.dev, self.seed)
+            empty = [split for split in ("train", "dev") if not parts[split]]
+            if not parts["train"].table.errors:
+                what = f"holds out {task.dev} of {len(parts['train'].table):,} rows; name a file, or another fraction"
+                problems += [Problem(f"tasks.{name}.{at}", f"has no rows left to use: `dev` {what}") for at in empty]
+            parts = {split: parts[split] for split in SPLITS if split in parts and split not in empty}
+        return parts, problems
+
+    def _needed(self, task: AnyTask, *, fit: bool) -> list[str]:
+        held_out = "dev" in self.wanted and not isinstance(task.dev, str)
+        wanted = self.wanted | ({"train"} if fit or held_out else set())
+        return [split for split in SPLITS if split in wanted and isinstance(getattr(task, split), str)]
+
+
+def _all_unknown(part: Split) -> str:
+    unknown = part.left_out.get(UNKNOWN_LABEL, 0)
     return (
         f"has no rows left to use: all {unknown:,} have labels that the task does not know; mend the file or `labels`"
     )
@@ -143,36 +182,41 @@ def _spec(task: AnyTask) -> RowSpec:
     return RowSpec(task.text, task.label, task.kind, limits, task.on_bad_row)
 
 
-def _labels(task: AnyTask, train: RowTable) -> tuple[str, ...] | None:
-    if task.kind == "regression":
+def _fixed_labels(task: AnyTask) -> tuple[str, ...] | None:
+    if task.kind == "regression" or task.labels is None:
         return None
-    return fit_labels(train) if task.labels is None else tuple(label_text(label) for label in task.labels)
+    return tuple(label_text(label) for label in task.labels)
 
 
-def _split(table: RowTable, task: AnyTask, labels: tuple[str, ...] | None) -> Split:
-    everything = np.arange(len(table), dtype=np.int32)
-    outside = rows_outside(table, labels) if labels is not None else np.empty(0, dtype=np.int64)
+def _whole(table: RowTable) -> Split:
+    return Split(table, np.arange(len(table), dtype=np.int32), dict(table.left_out))
+
+
+def _with_known_labels(part: Split, task: AnyTask, labels: tuple[str, ...] | None) -> Split:
+    outside = rows_outside(part.table, labels, part.chosen) if labels is not None else ()
     if not len(outside):
-        return Split(table, everything, dict(table.left_out))
+        return part
     if task.on_bad_row == "error":
         assert labels is not None
-        raise DataError("The data cannot be used:", check_labels(table, labels))
-    return Split(table, np.delete(everything, outside), {**table.left_out, UNKNOWN_LABEL: len(outside)})
+        raise DataError("The data cannot be used:", check_labels(part.table, labels, part.chosen))
+    chosen = part.chosen[~np.isin(part.chosen, outside)]
+    return Split(part.table, chosen, {**part.left_out, UNKNOWN_LABEL: len(outside)})
 
 
-def _held_out(train: Split, fraction: float, seed: int) -> tuple[Split, Split]:
+def _held_out(train: Split, fraction: float, seed: int) -> dict[str, Split]:
     """Train without, and dev of, about `fraction` of the texts; equal texts (pairs in either order) stay together.
 
-    They do so across tasks too, so that no task trains on what another one that names the same file holds out.
+    Tasks that hold out the same fraction of the same texts hold out the same ones. What one task holds out another may
+    train on where their fractions differ, or where it names a dev file: `findings.leaks` counts such rows.
     """
     keys = train.table.keys()[train.chosen] ^ np.uint64(stream_number(seed, "held out"))
     mixed = keys * np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ (mixed >> np.uint64(32))) * np.uint64(0xD6E8FEB86659FD93)
     dev = (mixed >> np.uint64(11)).astype(np.float64) / float(1 << 53) < fraction
-    return (
-        Split(train.table, train.chosen[~dev], train.left_out),
-        Split(train.table, train.chosen[dev], {}),
-    )
+    return {
+        "train": Split(train.table, train.chosen[~dev], train.left_out),
+        "dev": Split(train.table, train.chosen[dev], {}),
+    }
 
 
 def _sample(train: Split, most: int | None, seed: int, name: str) -> Split:
@@ -214,8 +258,3 @@ def token_columns(
 ) -> list[TokenColumn]:
     """The token columns of a split's table, from the cache when they are there."""
     return tokenise(split.table, tokenizer, reads=reads, max_length=max_length, cache=cache)
-
-
-def train_tables(tasks: Mapping[str, TaskData]) -> dict[str, RowTable]:
-    """The training table of every task that trains on all of a file."""
-    return {name: data.splits["train"].table for name, data in tasks.items()}

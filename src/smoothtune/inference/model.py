@@ -6,12 +6,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from tokenizers import Tokenizer
 
-from smoothtune.config.experiment import ModelConfig, trunk_options
+from smoothtune.config.experiment import ModelConfig, RuntimeOptions, trunk_options
 from smoothtune.data.batching import Examples
 from smoothtune.data.tokenising import encode, in_memory, load_tokenizer, windows
 from smoothtune.errors import UsageError
@@ -59,12 +61,15 @@ class Model:
     def load(cls, folder: str | Path, *, device: str = "auto") -> Model:
         """The model of a run folder or model folder. Raises `ModelFileError` when it is neither.
 
-        A model trained in float32 answers in float32, others in bfloat16 where the hardware has it.
+        A model trained in float32 answers in float32, others in bfloat16 where the hardware has it. Raises `UsageError`
+        for a device that is not there.
         """
-        path = Path(folder)
-        path = path / "model" if (path / "model" / "config.toml").is_file() else path
+        try:
+            target = pick_device(RuntimeOptions(device=device).device)
+        except ValidationError:
+            raise UsageError(f"device: got {device!r}, expected auto, cpu, cuda or cuda:NUMBER") from None
+        path = model_folder(folder)
         found = read_model_folder(path)
-        target = pick_device(device)
         tokenizer = load_tokenizer(path)
         dtype = pick_dtype("float32" if found.provenance.get("precision") == "float32" else "auto", target)
         return cls(found.model.to(target), found.config, found.labels, tokenizer, dtype=dtype)
@@ -87,8 +92,8 @@ class Model:
     def predict(self, task: str, texts: Texts, *, batch_size: int = 64) -> list[str] | list[float]:
         """Labels (text) or numbers, one per text or pair, in order.
 
-        `texts` are strings for a task of one text, and sequences of two strings for pairs. Raises `UsageError` for an
-        unknown task or texts of the wrong form.
+        `texts` are strings for a task of one text, and sequences of two strings (or rows of a NumPy array) for pairs.
+        Raises `UsageError` for an unknown task, texts that are empty or of the wrong form, and a `batch_size` below 1.
         """
         parts = [found.values for found in self.predict_windows(task, texts, batch_size=batch_size)]
         return list(chain.from_iterable(parts))  # type: ignore[return-value]
@@ -104,6 +109,8 @@ class Model:
     def predict_windows(self, task: str, texts: Texts, *, batch_size: int = 64) -> Iterable[Predictions]:
         """Answers for texts of any number, a few thousand at a time: memory does not grow with them."""
         self._check(task)
+        if batch_size < 1:
+            raise UsageError(f"batch_size: got {batch_size}, expected at least 1")
         for window in windows(self._rows(task, texts), WINDOW):
             yield self.answer(task, window, batch_size)
 
@@ -130,12 +137,21 @@ class Model:
         if isinstance(texts, str):
             raise UsageError(f"task {task!r}: expected a list of texts, got one string")
         for number, item in enumerate(texts):
-            row = tuple(item) if isinstance(item, list | tuple) else (item,)
+            several = isinstance(item, Sequence | np.ndarray) and not isinstance(item, str)
+            row: tuple[Any, ...] = tuple(item) if several else (item,)
             if len(row) != wanted or not all(isinstance(text, str) for text in row):
                 form = "a string" if wanted == 1 else "two strings"
                 raise UsageError(f"task {task!r}, text {number}: expected {form}, got {item!r}")
-            yield row
+            if not all(text.strip() for text in row):
+                raise UsageError(f"task {task!r}, text {number}: is empty, got {item!r}; give a text or leave it out")
+            yield tuple(map(str, row))
 
     def _check(self, task: str) -> None:
         if task not in self.config.tasks:
             raise UsageError(f"this model has no task {task!r}; its tasks: {', '.join(self.tasks)}")
+
+
+def model_folder(folder: str | Path) -> Path:
+    """The model folder of a run, or `folder` itself where it is no run."""
+    inner = Path(folder) / "model"
+    return inner if (inner / "config.toml").is_file() else Path(folder)

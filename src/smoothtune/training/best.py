@@ -25,11 +25,7 @@ class BestState:
     def keep(self) -> None:
         """Copy the present state, in place of the one before."""
         state = self._model.state_dict()
-        for name in self._names:
-            if name in self._kept:
-                self._kept[name].copy_(state[name])
-            else:
-                self._kept[name] = state[name].detach().clone()
+        self._kept = {name: state[name].detach().clone() for name in self._names}  # whole, whenever Ctrl-C comes
 
     def restore(self, prefix: str = "") -> None:
         """Put the kept state back where names begin with `prefix`; without a kept state nothing happens."""

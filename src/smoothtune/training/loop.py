@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -15,7 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from smoothtune.config.stage import Stage
-from smoothtune.data.schedules import Coverage, Schedule
+from smoothtune.data.schedules import Coverage, Schedule, covered
 from smoothtune.errors import TrainingError
 from smoothtune.nn.model import MultiTaskModel
 from smoothtune.training.step import StepModule, StepName
@@ -27,8 +28,8 @@ class StepReport:
     """After each optimiser step.
 
     `losses` holds, per task of the step, the mean of each loss part (`unweighted`, `task`, `weight`, regularisers);
-    `seconds` is the training time of the stage so far; `skipped` counts batches left out because their loss was not
-    finite.
+    `seconds` is the training time of the stage so far; `skipped` counts batches left out because their loss, or
+    the gradient of their step, was not finite.
     """
 
     stage: str
@@ -45,8 +46,8 @@ class StepReport:
 class EpochReport:
     """After each epoch, and at the last step of the stage.
 
-    `losses` are means over the epoch by task and part; `dev` is whatever `evaluate` gave; `coverage` what the
-    epoch saw of each task's rows.
+    `losses` are means over the epoch by task and part; `dev` is whatever `evaluate` gave; `coverage` how often
+    the epoch learned from each task's rows. Epoch -1 is the state the stage began with: step 0, no losses, no coverage.
     """
 
     stage: str
@@ -96,13 +97,15 @@ class LoopParts:
 def run_epochs(parts: LoopParts) -> Iterator[StepReport | EpochReport]:
     """Train until the stage's largest number of epochs or steps; the reader may stop reading at any report.
 
-    Raises `TrainingError` at a loss that is not finite, unless the stage skips such batches.
+    Raises `TrainingError` at a loss or a gradient that is not finite, unless the stage skips such batches. Neither ever
+    reaches the parameters or the running statistics.
     """
     stage, schedule = parts.stage, parts.schedule
     step = number = skipped = 0
     spent = 0.0
     while schedule.epoch < stage.stop.max_epochs and schedule.active and step < parts.total_steps:
-        epoch, coverage, means = schedule.epoch, schedule.coverage(), _Means()
+        epoch, means = schedule.epoch, _Means()
+        seen: dict[str, list[np.ndarray]] = {task: [] for task in schedule.active}
         wanted = schedule.group * stage.accumulate
         parts.prepared.train()
         put_frozen_to_rest(parts.module)
@@ -114,9 +117,11 @@ def run_epochs(parts: LoopParts) -> Iterator[StepReport | EpochReport]:
             left -= 1
             if len(group) < wanted and left:
                 continue
-            losses, bad = _optimiser_step(parts, group, number, step)
+            losses, good = _optimiser_step(parts, group, number, step)
             number += len(group)
-            skipped += bad
+            skipped += len(group) - len(good)
+            for batch in good:
+                seen[batch.task].append(batch.rows.numpy())
             step += 1
             group = []
             for task, task_losses in losses.sums.items():
@@ -127,6 +132,7 @@ def run_epochs(parts: LoopParts) -> Iterator[StepReport | EpochReport]:
             began = time.perf_counter()
             if step >= parts.total_steps:
                 break
+        coverage = {task: covered(schedule.sources[task].rows, rows) for task, rows in seen.items()}
         yield EpochReport(
             stage.name, epoch, step, spent, means.means(), coverage, parts.evaluate(parts.module.model), skipped
         )
@@ -146,34 +152,55 @@ def _rest(module: torch.nn.Module) -> None:
         _rest(child)
 
 
-def _optimiser_step(parts: LoopParts, group: list[tuple[str, Batch]], number: int, step: int) -> tuple[_Means, int]:
-    """One optimiser step over the batches of `group`; the mean loss parts by task, and how many batches were skipped."""
-    losses, good = _Means(), 0
+def _optimiser_step(
+    parts: LoopParts, group: list[tuple[str, Batch]], number: int, step: int
+) -> tuple[_Means, list[Batch]]:
+    """One optimiser step over the batches of `group`; the mean loss parts by task, and the batches it learned from."""
+    losses, good = _Means(), list[Batch]()
     share = 1.0 / parts.stage.accumulate
+    before = _statistics(parts.module)
     for offset, (task, batch) in enumerate(group):
         name = StepName(
             parts.seed, parts.stage.name, number + offset, parts.accelerator.process_index, step / parts.total_steps
         )
+        last = _statistics(parts.module)
         found = parts.prepared(batch.to(parts.accelerator.device), name)
         total = _total(found)
-        if not math.isfinite(float(total.detach())):
-            _refuse_or_skip(parts.stage, task, batch, float(total.detach()), step)
+        value = float(total.detach())
+        if not math.isfinite(value):
+            _put_back(parts.module, last)
+            _refuse_or_skip(parts.stage, step, f"the loss of task {task} is {value}", [batch])
             continue
         parts.accelerator.backward(total * share)
         losses.add(task, {part: float(value.detach()) for part, value in found.items()})
-        good += 1
-    if good:
-        _apply(parts)
+        good.append(batch)
+    norm = _clip(parts)
+    if good and math.isfinite(norm):
+        parts.optimiser.step()
+    elif good:
+        _put_back(parts.module, before)
+        tasks = ", ".join(dict.fromkeys(batch.task for batch in good))
+        _refuse_or_skip(parts.stage, step, f"the norm of the gradients of {tasks} is {norm}", good)
+        losses, good = _Means(), []
     parts.optimiser.zero_grad(set_to_none=True)
     parts.rates.step()
-    return losses, len(group) - good
+    return losses, good
 
 
-def _apply(parts: LoopParts) -> None:
-    if parts.stage.gradient_clip is not None:
-        trained = [parameter for group in parts.optimiser.param_groups for parameter in group["params"]]
-        parts.accelerator.clip_grad_norm_(trained, parts.stage.gradient_clip)
-    parts.optimiser.step()
+def _statistics(module: StepModule) -> list[Tensor]:
+    return [statistic.clone() for statistic in module.buffers()]
+
+
+def _put_back(module: StepModule, statistics: list[Tensor]) -> None:
+    for statistic, kept in zip(module.buffers(), statistics, strict=True):
+        statistic.copy_(kept)
+
+
+def _clip(parts: LoopParts) -> float:
+    """Clip the gradients together, if so asked; their norm before."""
+    limit = parts.stage.gradient_clip
+    trained = [parameter for group in parts.optimiser.param_groups for parameter in group["params"]]
+    return float(parts.accelerator.clip_grad_norm_(trained, math.inf if limit is None else limit))
 
 
 def _total(found: dict[str, Tensor]) -> Tensor:
@@ -181,12 +208,17 @@ def _total(found: dict[str, Tensor]) -> Tensor:
     return torch.stack(minimised).sum()
 
 
-def _refuse_or_skip(stage: Stage, task: str, batch: Batch, loss: float, step: int) -> None:
+def _refuse_or_skip(stage: Stage, step: int, what: str, batches: list[Batch]) -> None:
     if stage.on_nan == "skip":
         return
-    rows = ", ".join(str(row) for row in batch.rows[:8].tolist())
+    places = "; ".join(_rows(batch, named=len(batches) > 1) for batch in batches[:4])
     raise TrainingError(
-        f"stage {stage.name}, step {step + 1}: the loss of task {task} is {loss} on the batch with rows {rows}"
-        f"{', ...' if len(batch) > 8 else ''} of its training data; lower the learning rate, "
-        'use precision = "float32", or set on_nan = "skip" to leave such batches out'
+        f"stage {stage.name}, step {step + 1}: {what} on the batch with rows {places} of its training data; "
+        'lower the learning rate, use precision = "float32", or set on_nan = "skip" to leave such batches out'
     )
+
+
+def _rows(batch: Batch, *, named: bool) -> str:
+    rows = ", ".join(str(row) for row in batch.rows[:8].tolist())
+    more = ", ..." if len(batch) > 8 else ""
+    return f"{rows}{more} (task {batch.task})" if named else f"{rows}{more}"

@@ -6,7 +6,7 @@ Knows nothing of files, printing or how scores are computed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -31,14 +31,8 @@ from smoothtune.training.stopping import Stopping
 class StageScores(Protocol):
     """What stopping needs of an evaluation."""
 
-    @property
-    def score(self) -> float:
-        """Mean over the tasks, correlations as (r + 1) / 2."""
-        ...
-
-    @property
-    def plain_mean(self) -> float:
-        """Plain mean over the tasks."""
+    def value(self, metric: str) -> float:
+        """The value of a stage's `stop.metric`: `score`, `plain_mean`, `TASK` or `TASK.METRIC`."""
         ...
 
     @property
@@ -61,7 +55,10 @@ class StageBegin:
 
 @dataclass(frozen=True, slots=True)
 class StageEpoch:
-    """After an epoch: the loop's report, whether this is the new best, and the tasks that finished with it."""
+    """After an epoch: the loop's report, whether this is the new best, and the tasks that finished with it.
+
+    Where the state that the stage began with is the one to beat, it comes first, as epoch -1.
+    """
 
     report: EpochReport
     best: bool
@@ -84,7 +81,11 @@ StageEvent = StageBegin | StepReport | StageEpoch | StageEnd
 
 @dataclass(slots=True)
 class StageRun:
-    """One stage on its way; `events()` runs it."""
+    """One stage on its way; `events()` runs it.
+
+    With `entry_counts` the model it begins with is a result: it is scored first and is the state to beat, so that the
+    stage never leaves the model worse by its own metric.
+    """
 
     model: MultiTaskModel
     stage: Stage
@@ -95,18 +96,27 @@ class StageRun:
     dtype: torch.dtype
     accelerator: Accelerator
     regularisers: Sequence[Regulariser] = ()
-    best: BestState = field(init=False)
+    entry_counts: bool = False
+    _best: BestState | None = field(init=False, default=None)
+    _rule: _Rule | None = field(init=False, default=None)
 
     def events(self) -> Iterator[StageEvent]:
         """Train until the stopping rule says so, then put the best state back. The reader may stop at any event."""
         chosen = self._choose()
-        self.best = BestState(self.model, chosen)
+        self._best = best = BestState(self.model, chosen)
+        self._rule = rule = _Rule(self.stage, tuple(self.examples))
+        if self.entry_counts:
+            best.keep()
         parts = self._parts(chosen)
         everything = sum(parameter.numel() for parameter in self.model.parameters())
         trained = sum(parameter.numel() for parameter in chosen.values())
         dtype = str(self.dtype).removeprefix("torch.")
         yield StageBegin(self.stage.name, parts.schedule.active, parts.total_steps, trained, everything, dtype)
-        rule = _Rule(self.stage, tuple(self.examples))
+        if self.entry_counts:
+            scores = self.evaluate(self.model)
+            rule.start(scores, self.model)
+            entry = EpochReport(self.stage.name, -1, 0, 0.0, {}, {}, scores, 0)
+            yield StageEpoch(entry, True, (), parts.module.weighting.factors())
         for report in run_epochs(parts):
             if isinstance(report, StepReport):
                 yield report
@@ -119,15 +129,22 @@ class StageRun:
                     parts.schedule.finish(task)
                 rule.restore_task(task)
             if improved:
-                self.best.keep()
+                best.keep()
             yield StageEpoch(report, improved, finished, parts.module.weighting.factors())
             if rule.done:
                 break
-        self.best.restore()
-        for task in rule.finished:
-            rule.restore_task(task)
-        best = rule.stopping.best if math.isfinite(rule.stopping.best) else math.nan
-        yield StageEnd(self.stage.name, rule.reason, self.stage.stop.metric, best)
+        self.restore()
+        value = rule.stopping.best if math.isfinite(rule.stopping.best) else math.nan
+        yield StageEnd(self.stage.name, rule.reason, self.stage.stop.metric, value)
+
+    def restore(self) -> bool:
+        """Put the best state back, and the best output of each finished task; whether there was a best state."""
+        if self._best is None or self._rule is None:
+            return False
+        self._best.restore()
+        for task in self._rule.finished:
+            self._rule.restore_task(task)
+        return self._best.kept
 
     def _choose(self) -> dict[str, torch.nn.Parameter]:
         chosen = chosen_parameters(self.model, self.stage, tuple(self.examples))
@@ -179,6 +196,12 @@ def chosen_parameters(model: MultiTaskModel, stage: Stage, tasks: tuple[str, ...
     return chosen
 
 
+def begins_trained(model: MultiTaskModel, tasks: tuple[str, ...], trained: Set[str]) -> bool:
+    """Whether all outputs and trunks of `tasks` are among the parameters already `trained`, so that the model is a result."""
+    heads = tuple(part for task in tasks for part in (f"outputs.{task}.", f"trunks.{model.tasks[task].trunk}."))
+    return {name for name, _ in model.named_parameters() if name.startswith(heads)} <= trained
+
+
 def _total_steps(schedule: Schedule, stage: Stage) -> int:
     wanted = schedule.group * stage.accumulate
     total = sum(-(-batches // wanted) for batches in schedule.epoch_batches())
@@ -202,9 +225,16 @@ class _Rule:
         self._running = list(tasks)
         self.reason = "all epochs done" if stop.max_steps is None else "all epochs or steps done"
 
+    def start(self, scores: StageScores, model: MultiTaskModel) -> None:
+        """Begin with the scores of `model` as those to beat."""
+        self.stopping.start(scores.value(self._metric))
+        for task, stopping in self.by_task.items():
+            stopping.start(scores.main[task])
+            self.keep_task(task, model)
+
     def take(self, scores: StageScores) -> tuple[bool, tuple[str, ...]]:
         """Whether the stage's value improved, and the tasks that finished now."""
-        improved = self.stopping.improves(_value(scores, self._metric))
+        improved = self.stopping.improves(scores.value(self._metric))
         better = {
             task: self.by_task[task].improves(scores.main[task]) for task in self._running if task in self.by_task
         }
@@ -240,9 +270,3 @@ class _Rule:
         if self.stopping.finished:
             self.reason = f"no improvement of more than {self.stopping.threshold:g} in {self.stopping.patience} epochs"
         return self.stopping.finished
-
-
-def _value(scores: StageScores, metric: str) -> float:
-    if metric == "score":
-        return scores.score
-    return scores.plain_mean if metric == "plain_mean" else scores.main.get(metric, math.nan)

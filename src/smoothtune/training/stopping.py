@@ -20,6 +20,11 @@ class Stopping:
         self.best = -math.inf
         self.waited = 0
 
+    def start(self, value: float) -> None:
+        """Begin with `value` as the best to beat; one that is not a number is none."""
+        if math.isfinite(value):
+            self.best = value
+
     def improves(self, value: float) -> bool:
         """Take the value of one epoch; whether it is the new best. A value that is not a number never is."""
         if math.isfinite(value) and value > self.best + self.threshold:

@@ -9,14 +9,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
+import torch
 from tokenizers import Tokenizer
 
+from smoothtune.config.cross_checks import layers_of
 from smoothtune.config.experiment import Experiment, trunk_options
 from smoothtune.config.loading import load
 from smoothtune.data.findings import Leaks, Matches, conflicts, duplicates, leaks
-from smoothtune.data.task_data import Split, TaskData, read_tasks, token_columns, train_tables
+from smoothtune.data.task_data import Split, TaskData, read_tasks, token_columns
 from smoothtune.data.tokenising import load_tokenizer
-from smoothtune.nn.pretrained import find_checkpoint
+from smoothtune.errors import ConfigurationError, ModelFileError, Problem
+from smoothtune.nn.pretrained import build_encoder, find_checkpoint, read_architecture
+from smoothtune.types import Kind
 from smoothtune.workflow.cache import cache_folder
 
 
@@ -31,17 +35,29 @@ class Lengths:
 
 
 @dataclass(frozen=True, slots=True)
+class Span:
+    """The smallest, mean and largest label of a regression."""
+
+    min: float
+    mean: float
+    max: float
+
+
+@dataclass(frozen=True, slots=True)
 class SplitReport:
     """What was found in one split.
 
-    `balance` counts rows by label, or gives min, mean, max of a regression. `duplicates` and `conflicts` are those of the
-    whole file. `leaks` is None for training data and for a split held out of it.
+    Everything is counted over the rows that are used. `balance` counts them by label, empty for a regression; `span` is
+    that of its labels, None for the others. `leaks` is None for training data. It compares with the training rows of all
+    tasks, those too that `max_train_rows` does not sample: another seed, or more rows, would train on them.
     """
 
     source: str
+    kind: Kind
     rows: int
     left_out: dict[str, int]
-    balance: dict[str, float]
+    balance: dict[str, int]
+    span: Span | None
     lengths: Lengths
     duplicates: Matches
     conflicts: Matches
@@ -85,26 +101,28 @@ def _report(
 ) -> SplitReport:
     data = tasks[name]
     part = data.splits[split]
-    held_out = split != "train" and part.table.source == data.splits["train"].table.source
+    training = [task.trainable for task in tasks.values() if task.trainable is not None]
     return SplitReport(
         source=part.table.source.shown,
+        kind=data.task.kind,
         rows=len(part),
         left_out=part.left_out,
-        balance=_balance(data, part),
+        balance=_balance(data.labels, data.targets(split)),
+        span=_span(part) if data.labels is None else None,
         lengths=_lengths(experiment, data, part, tokenizer, cache),
-        duplicates=duplicates(part.table),
-        conflicts=conflicts(part.table),
-        leaks=None if split == "train" or held_out else leaks(part.table, train_tables(tasks)),
+        duplicates=duplicates(part),
+        conflicts=conflicts(part),
+        leaks=None if split == "train" else leaks(part, training),
     )
 
 
-def _balance(data: TaskData, part: Split) -> dict[str, float]:
-    labels = part.table.labels()
-    if data.labels is None:
-        numbers = np.asarray(pc.cast(labels, "float64").to_numpy())[part.chosen]
-        return {"min": float(numbers.min()), "mean": float(numbers.mean()), "max": float(numbers.max())}
-    counts = {item["values"].as_py(): item["counts"].as_py() for item in pc.value_counts(labels.take(part.chosen))}
-    return {label: counts.get(label, 0) for label in data.labels}
+def _balance(labels: tuple[str, ...] | None, numbers: np.ndarray) -> dict[str, int]:
+    return {label: int((numbers == number).sum()) for number, label in enumerate(labels or ())}
+
+
+def _span(part: Split) -> Span:
+    numbers = np.asarray(pc.cast(part.table.labels(), "float64").to_numpy())[part.chosen]
+    return Span(float(numbers.min()), float(numbers.mean()), float(numbers.max()))
 
 
 def _lengths(experiment: Experiment, data: TaskData, part: Split, tokenizer: Tokenizer, cache: Path) -> Lengths:
@@ -117,6 +135,35 @@ def _lengths(experiment: Experiment, data: TaskData, part: Split, tokenizer: Tok
     )
 
 
+def check_encoder(experiment: Experiment, architecture: Mapping[str, Any]) -> None:
+    """Raise `ConfigurationError` for what the experiment asks of its encoder and the encoder cannot do.
+
+    `architecture` is the checkpoint's config.json; the encoder is made of it without memory for weights. Raises
+    `ModelFileError` for an architecture that cannot be built.
+    """
+    name = experiment.encoder.name
+    try:
+        with torch.device("meta"):
+            encoder = build_encoder(architecture, experiment.encoder)
+    except ModelFileError as error:
+        raise ModelFileError(f"{name}: {error}") from error
+    problems = [
+        Problem(
+            f"stages.{number}.train",
+            f"{selector!r} names layers that {name!r} does not have; it has encoder.layers.0-{encoder.depth - 1}",
+        )
+        for number, stage in enumerate(experiment.stages)
+        for selector in stage.train
+        if (layers := layers_of(selector)) is not None and layers[1] >= encoder.depth
+    ]
+    limit = encoder.max_tokens
+    if limit is not None and experiment.encoder.max_length > limit:
+        what = f"got {experiment.encoder.max_length}, but {name!r} reads at most {limit} tokens; set {limit} or less"
+        problems.insert(0, Problem("encoder.max_length", what))
+    if problems:
+        raise ConfigurationError("the experiment cannot be run:", problems)
+
+
 def check_experiment(
     source: str | Path | Mapping[str, Any] | Experiment,
     *,
@@ -125,5 +172,7 @@ def check_experiment(
 ) -> CheckReport:
     """Check the data of an experiment given as in `train`."""
     loaded = load(source, overrides=overrides, data_dir=data_dir)
-    tokenizer = load_tokenizer(find_checkpoint(loaded.experiment.encoder))
+    checkpoint = find_checkpoint(loaded.experiment.encoder)
+    check_encoder(loaded.experiment, read_architecture(checkpoint))
+    tokenizer = load_tokenizer(checkpoint)
     return check_data(loaded.experiment, loaded.base, tokenizer, cache_folder())

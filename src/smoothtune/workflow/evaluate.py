@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +15,25 @@ from smoothtune.errors import UsageError
 from smoothtune.evaluation.comparison import Comparison, paired_difference
 from smoothtune.evaluation.scores import Scores, TaskAnswers, score_tasks
 from smoothtune.evaluation.words_alone import words_alone
-from smoothtune.inference.model import Model
+from smoothtune.inference.model import Model, model_folder
+from smoothtune.nn.folder import read_json
 from smoothtune.runtime.device import keep_memory_mapped, set_threads
 from smoothtune.workflow.cache import cache_folder
 from smoothtune.workflow.run import read_experiment
-from smoothtune.workflow.scoring import answers_of
+from smoothtune.workflow.scoring import answers_of, undefined
 
 SPLITS = ("train", "dev", "test")
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Scores of a run; with a baseline, its scores and the paired difference run - baseline."""
+    """Scores of a run; with a baseline, its scores and the paired difference run - baseline.
+
+    `notes` are sentences on what makes a score doubtful: data that are not those of training, metrics without a value.
+    """
 
     scores: Scores
+    notes: tuple[str, ...] = ()
     words_alone: Scores | None = None
     difference: Comparison | None = None
 
@@ -44,27 +50,34 @@ class Evaluation:
 
 
 def evaluate_run(
-    run: Path, *, data: Iterable[str] = (), split: str = "dev", with_words_alone: bool = False
+    run: Path, *, data: Iterable[str] = (), split: str | None = None, with_words_alone: bool = False
 ) -> Evaluation:
-    """Score the model of a run on a split of its experiment, or (`TASK=FILE`) on other files.
+    """Score the model of a run on a split of its experiment (dev), or the tasks of `data` (`TASK=FILE`) on those files.
 
+    Labels are the model's own, whatever the files say now; the training file is read only where its rows are needed.
     Raises `UsageError` for an unknown split or task, `ModelFileError` for a folder that is no run, `DataError` for data.
     """
+    experiment = read_experiment(run)
+    files = _pairs(data, experiment)
+    if files and split is not None:
+        raise UsageError(f"--split {split}: does not go with --data, which names the files itself; leave one out")
+    split = "dev" if split is None else split
     if split not in SPLITS:
         raise UsageError(f"--split: got {split!r}, expected one of {', '.join(SPLITS)}")
-    experiment = read_experiment(run)
     set_threads(experiment.runtime.threads)
     keep_memory_mapped()
     model = Model.load(run, device=experiment.runtime.device)
-    chosen = _chosen(experiment, model, _pairs(data, experiment), split, with_words_alone)
+    read = _read(experiment, model, files, split, with_words_alone)
+    chosen = _chosen(experiment, model, read, files, split)
     examples = {name: _examples(experiment, model, found, part) for name, (found, part) in chosen.items()}
     answers = answers_of(model.network, examples, experiment.tasks, dtype=model.dtype)
     scores = score_tasks(answers, seed=experiment.seed)
+    notes = (*_changed(run, read), *(f"note: {name} is nan: {why}" for name, why in undefined(answers).items()))
     if not with_words_alone:
-        return Evaluation(scores)
+        return Evaluation(scores, notes)
     baseline = {name: _words_alone(found, part, experiment.seed) for name, (found, part) in chosen.items()}
     difference = paired_difference(answers, baseline, seed=experiment.seed)
-    return Evaluation(scores, score_tasks(baseline, seed=experiment.seed), difference)
+    return Evaluation(scores, notes, score_tasks(baseline, seed=experiment.seed), difference)
 
 
 def _pairs(data: Iterable[str], experiment: Experiment) -> dict[str, str]:
@@ -79,21 +92,24 @@ def _pairs(data: Iterable[str], experiment: Experiment) -> dict[str, str]:
     return found
 
 
-def _chosen(
+def _read(
     experiment: Experiment, model: Model, files: Mapping[str, str], split: str, with_training: bool
+) -> dict[str, TaskData]:
+    """What is needed of the experiment's own data, for the tasks of `files` if there are any."""
+    tasks = {name: task for name, task in experiment.tasks.items() if not files or name in files}
+    wanted = {*([] if files else [split]), *(["train"] if with_training else [])}
+    narrowed = experiment.model_copy(update={"tasks": tasks})
+    return read_tasks(narrowed, Path.cwd(), cache_folder(), labels=model.labels, wanted=wanted)
+
+
+def _chosen(
+    experiment: Experiment, model: Model, read: Mapping[str, TaskData], files: Mapping[str, str], split: str
 ) -> dict[str, tuple[TaskData, Split]]:
-    cache = cache_folder()
-    needed = set(files) if files else set(experiment.tasks)
-    tasks = {name: task for name, task in experiment.tasks.items() if name in needed}
     chosen: dict[str, tuple[TaskData, Split]] = {}
-    read: dict[str, TaskData] = {}
-    if not files or with_training:
-        read = read_tasks(experiment.model_copy(update={"tasks": tasks}), Path.cwd(), cache)
-    for name, task in tasks.items():
-        labels = model.labels[name]
-        found = read.get(name, TaskData(name, task, {}, labels))
+    for name, found in read.items():
         if name in files:
-            chosen[name] = found, read_split(name, task, files[name], Path.cwd(), cache, labels)
+            task, labels = experiment.tasks[name], model.labels[name]
+            chosen[name] = found, read_split(name, task, files[name], Path.cwd(), cache_folder(), labels)
         elif split in found.splits:
             chosen[name] = found, found.splits[split]
     if not chosen:
@@ -120,5 +136,15 @@ def _words_alone(data: TaskData, part: Split, seed: int) -> TaskAnswers:
     return TaskAnswers(task.kind, task.metric, predictions, targets)
 
 
-def _limits(found: Any) -> dict[str, float]:
-    return {"value": found.value, "low": found.low, "high": found.high}
+def _changed(run: Path, read: Mapping[str, TaskData]) -> Iterator[str]:
+    trained_on = read_json(model_folder(run) / "provenance.json").get("data", {})
+    for name, data in read.items():
+        for split, part in data.splits.items():
+            known = trained_on.get(name, {}).get(split, {}).get("content")
+            if known is not None and known != part.table.source.fingerprint():
+                yield f"warning: {name}.{split}: {part.table.source.shown} has changed since this model was trained"
+
+
+def _limits(found: Any) -> dict[str, float | None]:
+    numbers = {"value": found.value, "low": found.low, "high": found.high}
+    return {name: None if isnan(number) else number for name, number in numbers.items()}

@@ -10,6 +10,7 @@ import torch
 
 from smoothtune.config.tasks import AnyTask
 from smoothtune.data.batching import Examples
+from smoothtune.evaluation.metrics import METRICS, why_undefined
 from smoothtune.evaluation.scores import PointScores, TaskAnswers, point_scores
 from smoothtune.inference.answering import answer_examples, decide
 from smoothtune.nn.model import MultiTaskModel
@@ -34,10 +35,11 @@ def answers_of(
 
 @dataclass(frozen=True, slots=True)
 class EpochScores:
-    """Scores of one epoch on dev and on a fixed sample of the training rows."""
+    """Scores of one epoch on dev and on a fixed sample of the training rows; why scores on dev are `nan`, by `TASK.METRIC`."""
 
     dev: PointScores
     train: PointScores
+    undefined: dict[str, str]
 
     @property
     def score(self) -> float:
@@ -53,6 +55,23 @@ class EpochScores:
     def main(self) -> Mapping[str, float]:
         """Main metric by task on dev."""
         return self.dev.main
+
+    def value(self, metric: str) -> float:
+        """The value of a stage's `stop.metric` on dev: `score`, `plain_mean`, `TASK` or `TASK.METRIC`."""
+        if metric in ("score", "plain_mean"):
+            return self.score if metric == "score" else self.plain_mean
+        task, _, name = metric.partition(".")
+        return self.dev.tasks[task][name] if name else self.dev.main[task]
+
+
+def undefined(answers: Mapping[str, TaskAnswers]) -> dict[str, str]:
+    """Why metrics of the answers are `nan`, as a clause by `TASK.METRIC`."""
+    found = {
+        f"{name}.{metric}": why_undefined(metric, task.predictions, task.targets)
+        for name, task in answers.items()
+        for metric in METRICS[task.kind]
+    }
+    return {name: why for name, why in found.items() if why is not None}
 
 
 class EpochEvaluation:
@@ -76,7 +95,7 @@ class EpochEvaluation:
         """The scores now."""
         dev = answers_of(model, self._dev, self._tasks, dtype=self._dtype)
         train = answers_of(model, self._train, self._tasks, dtype=self._dtype)
-        return EpochScores(point_scores(dev), point_scores(train))
+        return EpochScores(point_scores(dev), point_scores(train), undefined(dev))
 
 
 def sample(examples: Examples, most: int, seed: int) -> Examples:

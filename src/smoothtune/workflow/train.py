@@ -8,29 +8,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from tokenizers import Tokenizer
 
 from smoothtune.config.experiment import Experiment, ModelConfig, trunk_options
 from smoothtune.config.loading import load
-from smoothtune.config.stage import Stage
 from smoothtune.config.tasks import shape_of
 from smoothtune.data.batching import Examples
 from smoothtune.data.task_data import TaskData, make_examples, read_tasks
 from smoothtune.data.tokenising import load_tokenizer
-from smoothtune.errors import ConfigurationError, Problem
+from smoothtune.errors import TrainingError
 from smoothtune.evaluation.scores import Scores, score_tasks
-from smoothtune.nn.encoder import Encoder
 from smoothtune.nn.folder import write_model_folder
 from smoothtune.nn.model import MultiTaskModel, build_model
-from smoothtune.nn.pretrained import find_checkpoint, load_encoder
+from smoothtune.nn.pretrained import find_checkpoint, load_encoder, read_architecture
 from smoothtune.objective.weighting import TaskFacts
 from smoothtune.runtime.device import keep_memory_mapped, pick_device, pick_dtype, set_threads
-from smoothtune.training.stage import StageEpoch, StageEvent, StageRun, chosen_parameters
+from smoothtune.runtime.signals import Interrupts
+from smoothtune.training.stage import StageEpoch, StageEvent, StageRun, begins_trained, chosen_parameters
 from smoothtune.workflow.cache import cache_folder
-from smoothtune.workflow.check import CheckReport, report_on
+from smoothtune.workflow.check import CheckReport, check_encoder, report_on
 from smoothtune.workflow.run import CHECK, EVALUATION, STATE, Run, RunFiles, machine, new_run_folder
-from smoothtune.workflow.scoring import EpochEvaluation, answers_of
+from smoothtune.workflow.scoring import EpochEvaluation, answers_of, undefined
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +43,14 @@ class RunBegin:
 
 @dataclass(frozen=True, slots=True)
 class RunEnd:
-    """The model is written; `scores` are those of all tasks on dev, None when the run was interrupted."""
+    """The model is written; `scores` are those of all tasks on dev, None when the run was interrupted.
+
+    `undefined` says, by `TASK.METRIC`, why a score is `nan`.
+    """
 
     run: Run
     scores: Scores | None
+    undefined: dict[str, str]
 
 
 Event = RunBegin | StageEvent | RunEnd
@@ -64,8 +68,8 @@ def train(
     """Train an experiment (TOML path, packaged name, table or `Experiment`) and return its run.
 
     `listen` is told of everything that happens. Ctrl-C ends the run early with the best state so far as its model
-    (`Run.interrupted`). Raises `ConfigurationError`, `DataError`, `UsageError` before anything is written, and
-    `TrainingError` when training cannot go on.
+    (`Run.interrupted`); a second one changes nothing. Raises `ConfigurationError`, `DataError`, `UsageError` before
+    anything is written, and `TrainingError` when training cannot go on; its text says where the best state so far is.
     """
     loaded = load(experiment, overrides=overrides, data_dir=data_dir, seed=seed)
     return _Training(_absolute(loaded.experiment, loaded.base), run_dir, listen).run()
@@ -105,14 +109,14 @@ class _Training:
         self.cache = cache_folder()
         checkpoint = find_checkpoint(experiment.encoder)
         self.tokenizer: Tokenizer = load_tokenizer(checkpoint)
-        self.data = read_tasks(experiment, Path.cwd(), self.cache)
+        check_encoder(experiment, read_architecture(checkpoint))
         self.encoder = load_encoder(checkpoint, experiment.encoder)
-        _check_length(experiment, self.encoder)
+        self.chosen = self._choose()
+        self.data = read_tasks(experiment, Path.cwd(), self.cache)
         self.check = report_on(experiment, self.data, self.tokenizer, self.cache)
         self.labels = {name: data.labels for name, data in self.data.items()}
-        self.model = self._build()
-        for stage in experiment.stages:
-            chosen_parameters(self.model, stage, experiment.stage_tasks(stage))
+        self.model = self._build(self.labels)
+        self.interrupts = Interrupts()
         self.folder = new_run_folder(run_dir, experiment.name)
         self.files = RunFiles(self.folder)
 
@@ -121,21 +125,37 @@ class _Training:
         self.files.write_experiment(self.experiment)
         self.files.write_json(CHECK, self.check.to_json())
         self.listen(RunBegin(self.folder, self.check))
+        with self.interrupts:
+            return self._finish(interrupted=self._train())
+
+    def _train(self) -> bool:
+        """All stages, then the best state; whether Ctrl-C ended them early."""
         current: StageRun | None = None
         try:
-            for stage in self.experiment.stages:
-                current = self._stage(stage)
-                for event in current.events():
-                    self._record(event)
+            with self.interrupts.allowed():
+                for number in range(len(self.experiment.stages)):
+                    current = self._stage(number)
+                    for event in current.events():
+                        self._record(event)
         except KeyboardInterrupt:
-            if current is not None and hasattr(current, "best"):
-                current.best.restore()
-            return self._finish(interrupted=True)
-        return self._finish(interrupted=False)
+            if current is not None:
+                current.restore()
+            return True
+        except TrainingError as error:
+            assert current is not None
+            worth = current.restore() or current.stage != self.experiment.stages[0]
+            raise TrainingError(f"{error}; {self._keep_failed(str(error), worth)}") from None
+        return False
 
-    def _build(self) -> MultiTaskModel:
+    def _choose(self) -> list[set[str]]:
+        """Names of the parameters that each stage trains, told by a model whose labels stand in for those of the data."""
+        draft = self._build(dict.fromkeys(self.experiment.tasks, ("", " ")))
+        stages = self.experiment.stages
+        return [set(chosen_parameters(draft, stage, self.experiment.stage_tasks(stage))) for stage in stages]
+
+    def _build(self, labels: Mapping[str, tuple[str, ...] | None]) -> MultiTaskModel:
         shapes = {name: shape_of(task) for name, task in self.experiment.tasks.items()}
-        model = build_model(self.encoder, shapes, self.experiment.trunks, self.labels, seed=self.experiment.seed)
+        model = build_model(self.encoder, shapes, self.experiment.trunks, labels, seed=self.experiment.seed)
         return model.to(self.device)
 
     def _examples(self, split: str, names: Iterable[str]) -> dict[str, Examples]:
@@ -153,7 +173,8 @@ class _Training:
             )
         return found
 
-    def _stage(self, stage: Stage) -> StageRun:
+    def _stage(self, number: int) -> StageRun:
+        stage = self.experiment.stages[number]
         names = self.experiment.stage_tasks(stage)
         train = self._examples("train", names)
         dtype = pick_dtype(stage.precision, self.device)
@@ -167,7 +188,8 @@ class _Training:
             evaluate=evaluate,
             seed=self.experiment.seed,
             dtype=dtype,
-            accelerator=Accelerator(cpu=self.device.type == "cpu"),
+            accelerator=_accelerator(self.device),
+            entry_counts=number > 0 and begins_trained(self.model, names, set().union(*self.chosen[:number])),
         )
 
     def _record(self, event: StageEvent) -> None:
@@ -176,24 +198,51 @@ class _Training:
         self.listen(event)
 
     def _finish(self, *, interrupted: bool) -> Run:
-        dtype = pick_dtype(self.experiment.stages[-1].precision, self.device)
-        facts = {
+        """The model, then its evaluation, which Ctrl-C may end."""
+        facts = self._facts(interrupted=interrupted)
+        self._write_model(facts)
+        scores: Scores | None = None
+        unknown: dict[str, str] = {}
+        try:
+            if not interrupted:
+                with self.interrupts.allowed():
+                    scores, unknown = self._evaluate()
+        except KeyboardInterrupt:
+            interrupted, scores = True, None
+        if scores is not None:
+            self.files.write_json(EVALUATION, scores.to_json())
+        self.files.write_json(STATE, {**facts, "interrupted": interrupted})
+        run = Run(self.folder, self.experiment, None if scores is None else scores.to_json(), interrupted)
+        self.listen(RunEnd(run, scores, unknown))
+        return run
+
+    def _keep_failed(self, failure: str, worth: bool) -> str:
+        """Leave what a failed run has: `run.json` and, if it is worth it, the model. Says where the model is."""
+        facts = self._facts(failure=failure)
+        if worth:
+            self._write_model(facts)
+        self.files.write_json(STATE, facts)
+        if worth:
+            return f"the best model before that is in {self.folder / 'model'}"
+        return "no model was worth keeping: it came before the first evaluation"
+
+    def _evaluate(self) -> tuple[Scores, dict[str, str]]:
+        answers = answers_of(self.model, self._examples("dev", self.data), self.experiment.tasks, dtype=self._dtype)
+        return score_tasks(answers, seed=self.experiment.seed), undefined(answers)
+
+    def _facts(self, *, interrupted: bool = False, failure: str | None = None) -> dict[str, Any]:
+        return {
             "interrupted": interrupted,
+            "failure": failure,
             "device": str(self.device),
             "threads": self.threads,
-            "precision": str(dtype).removeprefix("torch."),
+            "precision": str(self._dtype).removeprefix("torch."),
             **machine(),
         }
-        self._write_model(facts)
-        scores = None
-        if not interrupted:
-            answers = answers_of(self.model, self._examples("dev", self.data), self.experiment.tasks, dtype=dtype)
-            scores = score_tasks(answers, seed=self.experiment.seed)
-            self.files.write_json(EVALUATION, scores.to_json())
-        self.files.write_json(STATE, facts)
-        run = Run(self.folder, self.experiment, None if scores is None else scores.to_json(), interrupted)
-        self.listen(RunEnd(run, scores))
-        return run
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return pick_dtype(self.experiment.stages[-1].precision, self.device)
 
     def _write_model(self, facts: Mapping[str, Any]) -> None:
         config = ModelConfig(
@@ -217,17 +266,17 @@ class _Training:
         )
 
 
+def _accelerator(device: torch.device) -> Accelerator:
+    """An accelerator of this very device: by itself it takes the current GPU."""
+    if device.index is not None:
+        torch.cuda.set_device(device)
+    return Accelerator(cpu=device.type == "cpu")
+
+
 def _fingerprints(data: TaskData) -> dict[str, Any]:
     return {
         split: {"rows": len(part), "content": part.table.source.fingerprint()} for split, part in data.splits.items()
     }
-
-
-def _check_length(experiment: Experiment, encoder: Encoder) -> None:
-    limit = encoder.max_tokens
-    if limit is not None and experiment.encoder.max_length > limit:
-        what = f"got {experiment.encoder.max_length}, but {experiment.encoder.name!r} reads at most {limit} tokens"
-        raise ConfigurationError("the experiment cannot be run:", [Problem("encoder.max_length", what)])
 
 
 def _metrics_line(event: StageEpoch) -> dict[str, Any]:
