@@ -1,5 +1,6 @@
 # make demo | make test | make check | make setup
 PYTHON ?= python3
+export OMP_WAIT_POLICY ?= passive
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO_RUN := runs/demo-$(shell date +%Y%m%d-%H%M%S)

@@ -94,6 +94,6 @@ def test_a_metric_without_a_value_says_why(run: Run, data: Path) -> None:
     one.write_text("first\tsecond\tlabel\n" + "the cat\ta dog\t3\n" * 2)
     found = evaluate_run(run.folder, data=[f"near={one}"], with_words_alone=True)
     assert len(found.notes) == 2
-    assert found.notes[0].startswith("note: near.pearson is nan: all 2 predictions are ")
-    assert found.notes[1].startswith("note: near.spearman is nan: all 2 predictions are ")
+    assert found.notes[0].startswith("note: near.pearson is nan: all 2 ")
+    assert found.notes[1].startswith("note: near.spearman is nan: all 2 ")
     assert found.to_json()["difference"]["mean"] == {"value": None, "low": None, "high": None}
