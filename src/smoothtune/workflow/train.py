@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from smoothtune.runtime.signals import Interrupts
 from smoothtune.training.stage import StageEpoch, StageEvent, StageRun, begins_trained, chosen_parameters
 from smoothtune.workflow.cache import cache_folder
 from smoothtune.workflow.check import CheckReport, check_encoder, report_on
+from smoothtune.workflow.metrics_line import metrics_line
 from smoothtune.workflow.run import CHECK, EVALUATION, STATE, Run, RunFiles, machine, new_run_folder
 from smoothtune.workflow.scoring import EpochEvaluation, answers_of, undefined
 
@@ -194,7 +194,7 @@ class _Training:
 
     def _record(self, event: StageEvent) -> None:
         if isinstance(event, StageEpoch):
-            self.files.add_metrics(_metrics_line(event))
+            self.files.add_metrics(metrics_line(event))
         self.listen(event)
 
     def _finish(self, *, interrupted: bool) -> Run:
@@ -277,39 +277,3 @@ def _fingerprints(data: TaskData) -> dict[str, Any]:
     return {
         split: {"rows": len(part), "content": part.table.source.fingerprint()} for split, part in data.splits.items()
     }
-
-
-def _metrics_line(event: StageEpoch) -> dict[str, Any]:
-    report = event.report
-    scores = report.dev
-    line = {
-        "stage": report.stage,
-        "epoch": report.epoch + 1,
-        "step": report.step,
-        "train_seconds": round(report.train_seconds, 3),
-        "losses": report.losses,
-        "train": scores.train.tasks,
-        "dev": scores.dev.tasks,
-        "score": scores.score,
-        "plain_mean": scores.plain_mean,
-        "best": event.best,
-        "finished": list(event.finished),
-        "coverage": {
-            task: {"once": seen.once, "repeated": seen.repeated, "unseen": seen.unseen}
-            for task, seen in report.coverage.items()
-        },
-        "skipped": report.skipped,
-    }
-    if event.factors:
-        line["weights"] = event.factors
-    found: dict[str, Any] = _plain(line)
-    return found
-
-
-def _plain(value: Any) -> Any:
-    """Numbers that JSON cannot hold become None."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list) else value
