@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -53,7 +54,7 @@ def covered(rows: int, seen: Iterable[np.ndarray]) -> Coverage:
     return Coverage(once, len(numbers) - once, rows - len(numbers))
 
 
-class Schedule:
+class Schedule(ABC):
     """Yields `(task, batch)` for one epoch per iteration; `len` is the number of batches left in the epoch.
 
     Each task's sequence of batches goes on from epoch to epoch, so rows that one epoch leaves out come in the next.
@@ -70,9 +71,9 @@ class Schedule:
         self._cursors = dict.fromkeys(self.sources, 0)
         self._cached: tuple[object, np.ndarray] | None = None
 
+    @abstractmethod
     def order(self, batches: np.ndarray, rows: np.ndarray, epoch: int, stream: np.random.Generator) -> np.ndarray:
         """Task numbers of one epoch, given batches and rows of one pass per task, both (tasks,)."""
-        raise NotImplementedError
 
     @property
     def group(self) -> int:
