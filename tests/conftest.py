@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,11 +10,14 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from smoothtune.files import cache_folder
+from smoothtune.runtime.kernels.library import PLACE
 from tests.small_data import write_data
 from tests.tiny import write_bert
 
 settings.register_profile("no_clock", deadline=None)  # a busy machine is no failure
 settings.load_profile("no_clock")
+os.environ.setdefault(PLACE, str(cache_folder()))  # kernels are built once, whatever cache a test gives itself
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,8 @@ from smoothtune.data.batching import Examples
 from smoothtune.errors import TrainingError, UsageError
 from smoothtune.nn.model import MultiTaskModel
 from smoothtune.objective.weighting import TaskFacts, WeightingProduct
+from smoothtune.runtime.kernels import adamw as adamw_kernels
+from smoothtune.training.adamw import KernelAdamW
 from smoothtune.training.best import BestState
 from smoothtune.training.optimiser import build_optimiser, build_rates, parameter_groups, rate_at
 from smoothtune.training.stage import StageBegin, StageEnd, StageRun, begins_trained
@@ -240,17 +242,23 @@ def test_encoders_of_transformers_go_through_a_stage(tiny_encoder: Path, small_d
 def first_step(run: StageRun) -> dict[str, torch.Tensor]:
     """Gradients that the first optimiser step used, by name."""
     found: dict[str, torch.Tensor] = {}
-    step = torch.optim.AdamW.step
+    kind = KernelAdamW if adamw_kernels.available() else torch.optim.AdamW
+    step = kind.step
 
-    def watched(optimiser: torch.optim.AdamW, closure: Any = None) -> Any:
+    def watched(optimiser: Any, closure: Any = None) -> Any:
         if not found:
+            scale = getattr(optimiser, "scale", 1.0)
             found.update(
-                {name: part.grad.clone() for name, part in run.model.named_parameters() if part.grad is not None}
+                {
+                    name: part.grad.to_dense() * scale
+                    for name, part in run.model.named_parameters()
+                    if part.grad is not None
+                }
             )
         return step(optimiser, closure)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.optim.AdamW, "step", watched)
+        patch.setattr(kind, "step", watched)
         list(run.events())
     return found
 

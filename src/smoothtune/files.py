@@ -84,3 +84,9 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def cache_folder() -> Path:
+    """Where prepared data are kept between runs: `$XDG_CACHE_HOME/smoothtune`, by default `~/.cache/smoothtune`."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if base else Path.home() / ".cache") / "smoothtune"

@@ -6,7 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from smoothtune.nn import fused
 from smoothtune.nn.dropout import Dropout
+from smoothtune.nn.packing import Packing
+from smoothtune.nn.products import product
 
 
 class SelfAttention(nn.Module):
@@ -32,6 +35,12 @@ class SelfAttention(nn.Module):
         mix = self._mix_with_dropout if self.training else _mix
         mixed: Tensor = self.output(mix(query, key, value, mask).transpose(1, 2).reshape(rows, tokens, width))
         return mixed
+
+    def packed(self, x: Tensor, packing: Packing) -> Tensor:
+        """The same for packed tokens, (N, D) to (N, D), without the bias of the last projection: what follows adds it."""
+        qkv = product(x, self.qkv.weight)
+        drop = self.dropout.drop(packing.places)
+        return product(fused.attention(qkv, self.qkv.bias, packing, self.heads, drop), self.output.weight)
 
     def _mix_with_dropout(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
         """The same as `_mix`, step by step, with dropout on the probabilities."""

@@ -12,9 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from smoothtune.errors import ModelFileError
+from smoothtune.nn import fused
 from smoothtune.nn.attention import SelfAttention
 from smoothtune.nn.dropout import Dropout, name_places
 from smoothtune.nn.encoder import Encoded, Encoder, matched_state, perturbed
+from smoothtune.nn.packing import Packing
+from smoothtune.nn.products import product
 from smoothtune.types import Tokens
 
 # What BERT-base has; config.json files of early checkpoints leave some of these out.
@@ -37,6 +40,7 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu_new": lambda: nn.GELU(approximate="tanh"),
     "relu": nn.ReLU,
 }
+_KERNEL_ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "relu": "relu"}
 _HUB_NAMES = {
     "embeddings.word": "embeddings.word_embeddings",
     "embeddings.position": "embeddings.position_embeddings",
@@ -69,7 +73,10 @@ def native_obstacle(architecture: Mapping[str, Any]) -> str | None:
 
 
 class BertEmbeddings(nn.Module):
-    """Word + position + segment, normalised, with dropout."""
+    """Word + position + segment, normalised, with dropout.
+
+    With `sparse_gradient`, which an optimiser that takes it sets, the kernels give the word table a sparse gradient.
+    """
 
     def __init__(self, settings: Mapping[str, Any], dropout: float) -> None:
         super().__init__()
@@ -79,6 +86,7 @@ class BertEmbeddings(nn.Module):
         self.segment = nn.Embedding(settings["type_vocab_size"], width)
         self.norm = nn.LayerNorm(width, eps=settings["layer_norm_eps"])
         self.dropout = Dropout(dropout)
+        self.sparse_gradient = False
 
     def forward(self, tokens: Tokens) -> Tensor:
         """(R, T) token ids to (R, T, D). Without segments, or in a checkpoint with one, all tokens are of segment 0."""
@@ -87,6 +95,15 @@ class BertEmbeddings(nn.Module):
         places = self.position.weight[: tokens.input_ids.shape[1]] + segment
         embedded: Tensor = self.dropout(self.norm(self.word(tokens.input_ids) + places))
         return embedded
+
+    def packed(self, tokens: Tokens, packing: Packing, dtype: torch.dtype) -> Tensor:
+        """The same for packed tokens, (N, D) in `dtype`."""
+        segmented = tokens.segments is not None and self.segment.num_embeddings > 1
+        segments = packing.pack(tokens.segments) if segmented and tokens.segments is not None else None
+        tables = (self.word.weight, self.position.weight, self.segment.weight)
+        drop = self.dropout.drop(packing.places)
+        ids = packing.pack(tokens.input_ids)
+        return fused.embedding(tables, self.norm, ids, segments, packing, drop, dtype, sparse=self.sparse_gradient)
 
 
 class BertLayer(nn.Module):
@@ -100,6 +117,7 @@ class BertLayer(nn.Module):
         self.attention_norm = nn.LayerNorm(width, eps=eps)
         self.up = nn.Linear(width, inner)
         self.activation = _ACTIVATIONS[settings["hidden_act"]]()
+        self.kernel_activation = _KERNEL_ACTIVATIONS[settings["hidden_act"]]
         self.down = nn.Linear(inner, width)
         self.output_drop = Dropout(dropout)
         self.output_norm = nn.LayerNorm(width, eps=eps)
@@ -109,6 +127,15 @@ class BertLayer(nn.Module):
         x = self.attention_norm(x + self.attention_drop(self.attention(x, mask)))
         y: Tensor = self.output_norm(x + self.output_drop(self.down(self.activation(self.up(x)))))
         return y
+
+    def packed(self, x: Tensor, packing: Packing) -> Tensor:
+        """The same for packed tokens, (N, D) to (N, D)."""
+        y = self.attention.packed(x, packing)
+        drop = self.attention_drop.drop(packing.places)
+        x = fused.residual_norm(y, self.attention.output.bias, x, self.attention_norm, drop)
+        a = fused.activation(product(x, self.up.weight), self.up.bias, self.kernel_activation)
+        drop = self.output_drop.drop(packing.places)
+        return fused.residual_norm(product(a, self.down.weight), self.down.bias, x, self.output_norm, drop)
 
 
 class BertEncoder(Encoder):
@@ -133,6 +160,7 @@ class BertEncoder(Encoder):
         self.architecture = dict(architecture)
         self.width = settings["hidden_size"]
         self.depth = settings["num_hidden_layers"]
+        self.head_size = self.width // settings["num_attention_heads"]
         self.max_tokens = settings["max_position_embeddings"]
         self.embeddings = BertEmbeddings(settings, rate)
         self.layers = nn.ModuleList(BertLayer(settings, rate, attention_rate) for _ in range(self.depth))
@@ -144,6 +172,9 @@ class BertEncoder(Encoder):
     ) -> Encoded:
         """See `Encoder.forward`."""
         self.check(tokens, layer)
+        dtype = self._kernel_dtype()
+        if dtype is not None:
+            return self._packed(tokens, dtype, perturbation, layer, keep_inputs)
         x = self.embeddings(tokens)
         inputs = []
         for number, block in enumerate(self.layers):
@@ -153,6 +184,35 @@ class BertEncoder(Encoder):
                 inputs.append(x)
             x = block(x, tokens.mask)
         return Encoded(x, tuple(inputs))
+
+    def give_sparse_gradients(self, wanted: bool) -> None:
+        """See `Encoder.give_sparse_gradients`."""
+        self.embeddings.sparse_gradient = wanted
+
+    def _kernel_dtype(self) -> torch.dtype | None:
+        """The dtype in which the kernels compute this pass, or None where the plain modules do."""
+        weight = self.embeddings.word.weight
+        if weight.device.type != "cpu" or weight.dtype != torch.float32 or self.head_size % 8 or not fused.available():
+            return None
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
+        return dtype if dtype in (torch.float32, torch.bfloat16) else None
+
+    def _packed(
+        self, tokens: Tokens, dtype: torch.dtype, perturbation: Tensor | None, layer: int, keep_inputs: bool
+    ) -> Encoded:
+        """The pass on packed tokens; states and inputs come back padded with zeros, in `dtype`."""
+        packing = Packing.of(tokens.mask)
+        x = self.embeddings.packed(tokens, packing, dtype)
+        inputs = []
+        for number, block in enumerate(self.layers):
+            if perturbation is not None and number == layer:
+                x = perturbed(packing.unpack(x), perturbation)
+                x = packing.pack(x)
+            if keep_inputs:
+                inputs.append(packing.unpack(x))
+            assert isinstance(block, BertLayer)
+            x = block.packed(x, packing)
+        return Encoded(packing.unpack(x), tuple(inputs))
 
     def hub_state(self) -> dict[str, Tensor]:
         """See `Encoder.hub_state`."""

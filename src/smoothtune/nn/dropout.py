@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from smoothtune.runtime.random import keep_mask
+from smoothtune.runtime.kernels.layers import Drop
+from smoothtune.runtime.random import keep_mask, stream_of
 
 
 class Dropout(nn.Module):
@@ -24,6 +25,12 @@ class Dropout(nn.Module):
             return x
         keep = keep_mask(self.place, x.shape, self.rate, x.device)
         return x * keep.to(x.dtype).mul_(1 / (1 - self.rate))
+
+    def drop(self, places: Tensor) -> Drop:
+        """The same dropout for a kernel that makes the mask itself: `places` (N,) are rows of the padded tensor."""
+        if not self.training or self.rate == 0:
+            return Drop(0.0, 0, places)
+        return Drop(self.rate, stream_of(self.place), places)
 
     def extra_repr(self) -> str:
         """The rate."""

@@ -67,6 +67,10 @@ class Encoder(nn.Module, ABC):
             return int(inside.split(".", 1)[0]) + 1
         return 0 if any("embeddings" in part for part in parameter.split(".")) else self.depth + 1
 
+    def give_sparse_gradients(self, wanted: bool) -> None:
+        """Whether the word table's gradient may be a sparse tensor of the rows that were read; by default it never is."""
+        return None
+
     def check(self, tokens: Tokens, layer: int) -> None:
         """Raise `UsageError` when there is no such layer, or when the rows are longer than the checkpoint can read."""
         if not 0 <= layer < self.depth:

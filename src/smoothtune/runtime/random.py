@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from smoothtune.runtime.kernels.layers import drawn_mask
+
 _LEVELS = 1 << 16
 
 
@@ -87,23 +89,51 @@ def current_pass() -> Pass | None:
     return None if active is None else active.current
 
 
-def keep_mask(place: str, shape: torch.Size, rate: float, device: torch.device) -> Tensor:
-    """A bool tensor of `shape`, True with probability 1 - `rate`.
-
-    Drawn from the stream of `place` in the pass under way (outside one: from torch's global generator). On the CPU the
-    mask is made of 16-bit random integers, so `rate` is rounded to a multiple of 1/65536; the draws are independent.
-    """
+def stream_of(place: str) -> int:
+    """The number of the next stream of `place` in the pass under way; outside a pass, drawn from the global generator."""
     active = _active.get()
     if active is None:
-        return torch.rand(shape, device=device) >= rate
-    number = active.number(place)
+        return int(torch.randint(2**63 - 1, ()).item())
+    return active.number(place)
+
+
+def keep_mask(place: str, shape: torch.Size, rate: float, device: torch.device) -> Tensor:
+    """A bool tensor of `shape`, True with probability 1 - `rate`, from the next stream of `place` (see `stream_of`).
+
+    On the CPU the mask is made of 16-bit draws, so `rate` is rounded to a multiple of 1/65536; the draws are independent.
+    """
+    number = stream_of(place)
     if device.type != "cpu":
         generator = torch.Generator(device).manual_seed(number)
         return torch.rand(shape, device=device, generator=generator) >= rate
-    count = shape.numel()
-    words = np.random.SFC64(number).random_raw((count + 3) // 4)
-    bits = words.view(np.uint16)[:count]
-    return torch.from_numpy(bits >= round(rate * _LEVELS)).view(shape)
+    width = shape[-1] if shape else 1
+    rows = shape.numel() // width if width else 0
+    kept = drawn_mask(number, rate, rows, width)
+    if kept is None:
+        kept = torch.from_numpy(draws(number, rows, width) >= round(rate * _LEVELS))
+    return kept.view(shape)
+
+
+def draws(stream: int, rows: int, width: int) -> np.ndarray:
+    """The 16-bit draws of a (rows, width) tensor in stream `stream`, uint16.
+
+    A counter-based generator: two rounds of the finaliser of MurmurHash3 (Appleby), keyed by the halves of the stream's
+    number, over the number of a 32-bit word. A row takes ceil(width / 32) blocks of 16 words, whose low halves are
+    columns 0..15 of the block and whose high halves are columns 16..31. The kernels make the same draws.
+    """
+    blocks = -(-width // 32)
+    with np.errstate(over="ignore"):
+        number = np.arange(rows * blocks * 16, dtype=np.uint32) * np.uint32(0x9E3779B9) + np.uint32(stream & 0xFFFFFFFF)
+        word = _mixed(_mixed(number) ^ np.uint32(stream >> 32)).reshape(rows, blocks, 1, 16)
+    halves = np.concatenate([word & np.uint32(0xFFFF), word >> np.uint32(16)], axis=2).astype(np.uint16)
+    return halves.reshape(rows, blocks * 32)[:, :width]
+
+
+def _mixed(x: np.ndarray) -> np.ndarray:
+    x = (x ^ (x >> np.uint32(16))) * np.uint32(0x85EBCA6B)
+    x = (x ^ (x >> np.uint32(13))) * np.uint32(0xC2B2AE35)
+    mixed: np.ndarray = x ^ (x >> np.uint32(16))
+    return mixed
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from smoothtune.config.stage import Stage
 from smoothtune.data.schedules import Coverage, Schedule, covered
 from smoothtune.errors import TrainingError
 from smoothtune.nn.model import MultiTaskModel
+from smoothtune.training.adamw import clip_gradients
 from smoothtune.training.step import StepModule, StepName
 from smoothtune.types import Batch
 
@@ -92,6 +93,19 @@ class LoopParts:
     seed: int
     total_steps: int
     evaluate: Callable[[MultiTaskModel], Any]
+    trained: list[Tensor] = field(init=False)
+    statistics: list[Tensor] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.trained = [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
+        self.statistics = list(self.module.buffers())  # once: to look for them takes longer than a small step
+
+    def backward(self, loss: Tensor) -> None:
+        """The gradients of `loss`, added to those that are there."""
+        if self.accelerator.num_processes == 1:
+            loss.backward()  # type: ignore[no-untyped-call]
+        else:
+            self.accelerator.backward(loss)
 
 
 def run_epochs(parts: LoopParts) -> Iterator[StepReport | EpochReport]:
@@ -158,54 +172,50 @@ def _optimiser_step(
     """One optimiser step over the batches of `group`; the mean loss parts by task, and the batches it learned from."""
     losses, good = _Means(), list[Batch]()
     share = 1.0 / parts.stage.accumulate
-    before = _statistics(parts.module)
+    before = _copied(parts.statistics)
     for offset, (task, batch) in enumerate(group):
         name = StepName(
             parts.seed, parts.stage.name, number + offset, parts.accelerator.process_index, step / parts.total_steps
         )
-        last = _statistics(parts.module)
+        last = _copied(parts.statistics) if offset else before
         found = parts.prepared(batch.to(parts.accelerator.device), name)
         total = _total(found)
         value = float(total.detach())
         if not math.isfinite(value):
-            _put_back(parts.module, last)
+            _put_back(parts.statistics, last)
             _refuse_or_skip(parts.stage, step, f"the loss of task {task} is {value}", [batch])
             continue
-        parts.accelerator.backward(total * share)
+        parts.backward(total if share == 1 else total * share)
         losses.add(task, {part: float(value.detach()) for part, value in found.items()})
         good.append(batch)
-    norm = _clip(parts)
+    norm = clip_gradients(parts.optimiser, parts.stage.gradient_clip)
     if good and math.isfinite(norm):
         parts.optimiser.step()
     elif good:
-        _put_back(parts.module, before)
+        _put_back(parts.statistics, before)
         tasks = ", ".join(dict.fromkeys(batch.task for batch in good))
         _refuse_or_skip(parts.stage, step, f"the norm of the gradients of {tasks} is {norm}", good)
         losses, good = _Means(), []
-    parts.optimiser.zero_grad(set_to_none=True)
+    for parameter in parts.trained:  # `zero_grad` does this too, behind checks that take longer than a small step
+        parameter.grad = None
     parts.rates.step()
     return losses, good
 
 
-def _statistics(module: StepModule) -> list[Tensor]:
-    return [statistic.clone() for statistic in module.buffers()]
+def _copied(statistics: list[Tensor]) -> list[Tensor]:
+    return [statistic.clone() for statistic in statistics]
 
 
-def _put_back(module: StepModule, statistics: list[Tensor]) -> None:
-    for statistic, kept in zip(module.buffers(), statistics, strict=True):
+def _put_back(statistics: list[Tensor], copies: list[Tensor]) -> None:
+    for statistic, kept in zip(statistics, copies, strict=True):
         statistic.copy_(kept)
 
 
-def _clip(parts: LoopParts) -> float:
-    """Clip the gradients together, if so asked; their norm before."""
-    limit = parts.stage.gradient_clip
-    trained = [parameter for group in parts.optimiser.param_groups for parameter in group["params"]]
-    return float(parts.accelerator.clip_grad_norm_(trained, math.inf if limit is None else limit))
-
-
 def _total(found: dict[str, Tensor]) -> Tensor:
-    minimised = [value for part, value in found.items() if part != "unweighted"]
-    return torch.stack(minimised).sum()
+    first, *others = (value for part, value in found.items() if part != "unweighted")
+    for value in others:
+        first = first + value
+    return first
 
 
 def _refuse_or_skip(stage: Stage, step: int, what: str, batches: list[Batch]) -> None:

@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from smoothtune.config.stage import Rates, Stage
 from smoothtune.nn.model import MultiTaskModel
+from smoothtune.training.adamw import KernelAdamW, fits
 
 
 def parameter_groups(
@@ -42,8 +43,10 @@ def _rate(model: MultiTaskModel, name: str, stage: Stage) -> float:
     return rates.encoder * stage.layer_decay ** max(above - 1, 0)
 
 
-def build_optimiser(groups: list[dict[str, Any]]) -> AdamW:
-    """AdamW (Loshchilov and Hutter, 2019), fused."""
+def build_optimiser(groups: list[dict[str, Any]]) -> Optimizer:
+    """AdamW (Loshchilov and Hutter, 2019): our kernels where they fit, else torch's, fused."""
+    if fits(part for group in groups for part in group["params"]):
+        return KernelAdamW(groups)
     return AdamW(groups, fused=True)
 
 

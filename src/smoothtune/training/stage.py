@@ -21,6 +21,7 @@ from smoothtune.nn.model import MultiTaskModel, selected
 from smoothtune.objective.look import Regulariser
 from smoothtune.objective.weighting import TaskFacts, WeightingProduct
 from smoothtune.registry import resolve
+from smoothtune.training.adamw import KernelAdamW
 from smoothtune.training.best import BestState
 from smoothtune.training.loop import EpochReport, LoopParts, StepReport, run_epochs
 from smoothtune.training.optimiser import build_optimiser, build_rates, parameter_groups
@@ -102,6 +103,12 @@ class StageRun:
 
     def events(self) -> Iterator[StageEvent]:
         """Train until the stopping rule says so, then put the best state back. The reader may stop at any event."""
+        try:
+            yield from self._events()
+        finally:
+            self.model.encoder.give_sparse_gradients(False)
+
+    def _events(self) -> Iterator[StageEvent]:
         chosen = self._choose()
         self._best = best = BestState(self.model, chosen)
         self._rule = rule = _Rule(self.stage, tuple(self.examples))
@@ -161,8 +168,10 @@ class StageRun:
         schedule = self._schedule()
         total = _total_steps(schedule, stage)
         optimiser = build_optimiser(parameter_groups(self.model, weighting.to(self.accelerator.device), chosen, stage))
+        self.model.encoder.give_sparse_gradients(isinstance(optimiser, KernelAdamW))
         rates = build_rates(optimiser, warmup_share=stage.warmup, total=total)
-        prepared, wrapped = self.accelerator.prepare(module, optimiser)
+        alone = self.accelerator.num_processes == 1  # then there is nothing to wrap, and wrappers cost at each step
+        prepared, wrapped = (module, optimiser) if alone else self.accelerator.prepare(module, optimiser)
         return LoopParts(
             module, prepared, wrapped, rates, schedule, self.accelerator, stage, self.seed, total, self.evaluate
         )

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 import torch
 from tokenizers import Tokenizer
 
 from smoothtune.config.cross_checks import layers_of
 from smoothtune.config.experiment import Experiment, trunk_options
 from smoothtune.config.loading import load
-from smoothtune.data.findings import Leaks, Matches, conflicts, duplicates, leaks
-from smoothtune.data.task_data import Split, TaskData, read_tasks, token_columns
+from smoothtune.data.columns import blocks, gathered
+from smoothtune.data.findings import Leaks, Matches
+from smoothtune.data.leaks import TrainingKeys, leaks
+from smoothtune.data.length_counts import LengthCounts
+from smoothtune.data.repeats import repeats
+from smoothtune.data.task_data import Split, TaskData, measurements, read_tasks, token_columns
 from smoothtune.data.tokenising import load_tokenizer
 from smoothtune.errors import ConfigurationError, ModelFileError, Problem
+from smoothtune.files import cache_folder
 from smoothtune.nn.pretrained import build_encoder, find_checkpoint, read_architecture
 from smoothtune.types import Kind
-from smoothtune.workflow.cache import cache_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +70,10 @@ class SplitReport:
 
 @dataclass(frozen=True, slots=True)
 class CheckReport:
-    """Reports by task and split."""
+    """Reports by task and split, and the names of the stages that train nothing in the encoder."""
 
     tasks: dict[str, dict[str, SplitReport]]
+    frozen: tuple[str, ...] = ()
 
     @property
     def leaking(self) -> int:
@@ -88,51 +93,56 @@ def check_data(experiment: Experiment, base: Path, tokenizer: Tokenizer, cache: 
 
 def report_on(experiment: Experiment, tasks: Mapping[str, TaskData], tokenizer: Tokenizer, cache: Path) -> CheckReport:
     """The report on data already read."""
+    training = [TrainingKeys(data.trainable) for data in tasks.values() if data.trainable is not None]
+
+    def report(data: TaskData, split: str) -> SplitReport:
+        lengths = _lengths(experiment, data, data.splits[split], tokenizer, cache)
+        return _report(data, split, lengths, training)
+
     return CheckReport(
-        {
-            name: {split: _report(experiment, tasks, name, split, tokenizer, cache) for split in data.splits}
-            for name, data in tasks.items()
-        }
+        {name: {split: report(data, split) for split in data.splits} for name, data in tasks.items()},
+        frozen=tuple(stage.name for stage in experiment.stages if not stage.trains_encoder),
     )
 
 
-def _report(
-    experiment: Experiment, tasks: Mapping[str, TaskData], name: str, split: str, tokenizer: Tokenizer, cache: Path
-) -> SplitReport:
-    data = tasks[name]
+def _report(data: TaskData, split: str, lengths: Lengths, training: Sequence[TrainingKeys]) -> SplitReport:
     part = data.splits[split]
-    training = [task.trainable for task in tasks.values() if task.trainable is not None]
+    found = repeats(part)
     return SplitReport(
         source=part.table.source.shown,
         kind=data.task.kind,
         rows=len(part),
         left_out=part.left_out,
-        balance=_balance(data.labels, data.targets(split)),
+        balance=_balance(data, split),
         span=_span(part) if data.labels is None else None,
-        lengths=_lengths(experiment, data, part, tokenizer, cache),
-        duplicates=duplicates(part),
-        conflicts=conflicts(part),
+        lengths=lengths,
+        duplicates=found.duplicates,
+        conflicts=found.conflicts,
         leaks=None if split == "train" else leaks(part, training),
     )
 
 
-def _balance(labels: tuple[str, ...] | None, numbers: np.ndarray) -> dict[str, int]:
-    return {label: int((numbers == number).sum()) for number, label in enumerate(labels or ())}
+def _balance(data: TaskData, split: str) -> dict[str, int]:
+    if data.labels is None:
+        return {}
+    numbers, counts = data.targets(split), np.zeros(len(data.labels), dtype=np.int64)
+    for part in blocks(len(numbers)):
+        counts += np.bincount(numbers[part].astype(np.int64), minlength=len(counts))
+    return dict(zip(data.labels, counts.tolist(), strict=True))
 
 
-def _span(part: Split) -> Span:
-    numbers = np.asarray(pc.cast(part.table.labels(), "float64").to_numpy())[part.chosen]
-    return Span(float(numbers.min()), float(numbers.mean()), float(numbers.max()))
+def _span(split: Split) -> Span:
+    numbers = gathered(measurements(split.table, np.float64), split.chosen)
+    mean = math.fsum(float(numbers[part].sum()) for part in blocks(len(numbers))) / len(numbers)
+    return Span(float(numbers.min()), mean, float(numbers.max()))
 
 
 def _lengths(experiment: Experiment, data: TaskData, part: Split, tokenizer: Tokenizer, cache: Path) -> Lengths:
     reads = trunk_options(data.name, data.task, experiment.trunks).input
     limit = experiment.encoder.max_length
     columns = token_columns(part, tokenizer, reads=reads, max_length=limit, cache=cache)
-    full = np.concatenate([column.full[part.chosen] for column in columns])
-    return Lengths(
-        float(np.median(full)), float(np.percentile(full, 95)), int(full.max()), float((full > limit).mean())
-    )
+    counts = LengthCounts.of(column.full[part.chosen[rows]] for column in columns for rows in blocks(len(part)))
+    return Lengths(counts.quantile(0.5), counts.quantile(0.95), counts.longest, counts.share_above(limit))
 
 
 def check_encoder(experiment: Experiment, architecture: Mapping[str, Any]) -> None:

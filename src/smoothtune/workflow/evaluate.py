@@ -15,10 +15,10 @@ from smoothtune.errors import UsageError
 from smoothtune.evaluation.comparison import Comparison, paired_difference
 from smoothtune.evaluation.scores import Scores, TaskAnswers, score_tasks
 from smoothtune.evaluation.words_alone import words_alone
+from smoothtune.files import cache_folder
 from smoothtune.inference.model import Model, model_folder
 from smoothtune.nn.folder import read_json
 from smoothtune.runtime.device import keep_memory_mapped, set_threads
-from smoothtune.workflow.cache import cache_folder
 from smoothtune.workflow.run import read_experiment
 from smoothtune.workflow.scoring import answers_of, undefined
 

@@ -2,71 +2,113 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import os
-import sys
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import Any, NoReturn
 
 from smoothtune.data.readers import read_records
 from smoothtune.data.source import Flaw, Record, Source, SourceKind, resolve_source
-from smoothtune.data.tokenising import windows
 from smoothtune.errors import DataError, Problem, UsageError
-from smoothtune.files import WriteError
-from smoothtune.inference.model import WINDOW, Model, Predictions
+from smoothtune.files import write_text
+from smoothtune.inference.model import Model, Predictions
+from smoothtune.inference.precision import Precision
 from smoothtune.runtime.device import keep_memory_mapped, set_threads
+from smoothtune.workflow.answer_file import FORMATS, AnswerWriter, opened
 
-FORMATS = ("tsv", "jsonl")
 STDIN_FORMATS: dict[str, SourceKind] = {"tsv": "tsv", "csv": "csv", "jsonl": "jsonl"}
+
+
+@dataclass(frozen=True, slots=True)
+class Predicted:
+    """What was done: the number of rows, and the number format they were computed in (None where there was no row)."""
+
+    rows: int
+    precision: Precision | None
 
 
 def predict_file(
     run: Path,
-    task: str,
+    tasks: Sequence[str],
     source: str | None,
     out: Path | None,
     *,
     form: str,
     with_probabilities: bool,
     input_form: str | None = None,
-) -> int:
-    """Write the task's text columns, `prediction` and (if asked) `p_LABEL` for every row; returns the number of rows.
+    precision: str = "auto",
+    report: Path | None = None,
+) -> Predicted:
+    """Write the text columns, `prediction` and (if asked) `p_LABEL` for every row.
 
-    Without `source` stdin is read as `input_form` (TSV), without `out` the result goes to stdout, from the first window
-    of rows that can all be read. A file is written aside and renamed. Raises `UsageError` for what cannot be asked of
-    the run, `DataError` naming file:line at the first bad row.
+    Several tasks share the text columns of the first one; theirs are `prediction_TASK` and `p_TASK_LABEL`. Without
+    `source` stdin is read as `input_form` (TSV), without `out` the result goes to stdout, from the first window of rows
+    that can all be read. Files are written aside and renamed; `report` is a JSON file of rows, tasks and precision. Raises
+    `UsageError` for what cannot be asked of the run, `DataError` naming file:line at the first bad row.
     """
     if form not in FORMATS:
         raise UsageError(f"--format: got {form!r}, expected one of {', '.join(FORMATS)}")
     given = _source(source, input_form)
     set_threads(None)
     keep_memory_mapped()
-    model = Model.load(run)
-    if with_probabilities and model.kind(task) == "regression":
-        raise UsageError(f"--probabilities: task {task!r} is a regression and has none")
-    columns = model.columns(task)
-    labels = model.labels[task] if with_probabilities else None
-    answers = ("prediction", *(f"p_{label}" for label in labels or ()))
-    for column in columns:
-        if column in answers:
-            raise UsageError(
-                f"task {task!r}: its text column is called {column!r}, as a column of the answers is; "
-                "predict from Python, or train with another name for it"
-            )
-    found = windows(_rows(given, columns), WINDOW)
-    first = list(islice(found, 1))
-    count = 0
-    with _opened(out) as file:
-        writer = _Writer(file, form, (*columns, *answers))
-        for window in chain(first, found):
-            writer.add(window, model.answer(task, window))
-            count += len(window)
-    return count
+    model = Model.load(run, precision=precision)
+    model.text_count(tasks)
+    columns = model.columns(tasks[0])
+    names = answer_names(_labels(model, tasks, with_probabilities), columns)
+    found = model.answer_rows(tasks, _rows(given, columns))
+    first, count = list(islice(found, 1)), 0
+    with opened(out) as file:
+        writer = AnswerWriter(file, form, (*columns, *names))
+        for rows, answers in chain(first, found):
+            writer.add(rows, _answer_columns(answers, with_probabilities))
+            count += len(rows)
+    done = Predicted(count, model.precision)
+    if report is not None:
+        _write_report(report, done, tasks)
+    return done
+
+
+def _labels(model: Model, tasks: Sequence[str], with_probabilities: bool) -> dict[str, tuple[str, ...]]:
+    """The labels that get a column of probabilities, by task."""
+    if with_probabilities and all(model.kind(task) == "regression" for task in tasks):
+        what = "is a regression and has none" if len(tasks) == 1 else "are regressions and have none"
+        listed = ("task " if len(tasks) == 1 else "tasks ") + ", ".join(map(repr, tasks))
+        raise UsageError(f"--probabilities: {listed} {what}")
+    return {task: (model.labels[task] or ()) if with_probabilities else () for task in tasks}
+
+
+def answer_names(labels: Mapping[str, tuple[str, ...]], texts: Sequence[str]) -> list[str]:
+    """The columns after the `texts`, for tasks with `labels` to give probabilities of. Raises `UsageError` for repeats."""
+    several, names = len(labels) > 1, list[str]()
+    for task, of_task in labels.items():
+        names.append(f"prediction_{task}" if several else "prediction")
+        names += [f"p_{task}_{label}" if several else f"p_{label}" for label in of_task]
+    hidden = next((column for column in texts if column in names), None)
+    if hidden is not None:
+        raise UsageError(
+            f"task {next(iter(labels))!r}: its text column is called {hidden!r}, as a column of the answers is; "
+            "predict from Python, or train with another name for it"
+        )
+    twice = next((name for number, name in enumerate(names) if name in names[:number]), None)
+    if twice is not None:
+        raise UsageError(f"--task: two columns of the answers would be called {twice!r}; ask the tasks apart")
+    return names
+
+
+def _answer_columns(answers: dict[str, Predictions], with_probabilities: bool) -> list[list[Any]]:
+    columns: list[list[Any]] = []
+    for found in answers.values():
+        columns.append(found.values)
+        if with_probabilities and found.probabilities is not None:
+            columns += found.probabilities.round(6).T.tolist()
+    return columns
+
+
+def _write_report(path: Path, done: Predicted, tasks: Sequence[str]) -> None:
+    precision = None if done.precision is None else done.precision.to_json()
+    write_text(path, json.dumps({"rows": done.rows, "tasks": list(tasks), "precision": precision}, indent=2) + "\n")
 
 
 def _source(text: str | None, form: str | None) -> Source:
@@ -99,50 +141,3 @@ def _records(source: Source, columns: tuple[str, ...]) -> Iterator[Record | Flaw
 
 def _refuse(source: Source, line: int, what: str) -> NoReturn:
     raise DataError("The input cannot be predicted:", [Problem(source.place(line), what)])
-
-
-@contextmanager
-def _opened(out: Path | None) -> Iterator[IO[str]]:
-    if out is None:
-        yield sys.stdout
-        return
-    aside = out.with_name(f".{out.name}.{uuid.uuid4().hex}.part")
-    try:
-        file = aside.open("x", encoding="utf-8", newline="")
-    except OSError as error:
-        raise WriteError(f"{out}: cannot be written: {error.strerror}; give a file in a folder that exists") from None
-    try:
-        with file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, out)
-    except OSError as error:
-        raise WriteError(f"{out}: cannot be written: {error.strerror}; free space or choose another folder") from None
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-class _Writer:
-    """Writes rows as TSV with a header or as one JSON object a line."""
-
-    def __init__(self, file: IO[str], form: str, names: tuple[str, ...]) -> None:
-        self._names = names
-        self._file = file
-        self._csv = csv.writer(file, delimiter="\t", lineterminator="\n") if form == "tsv" else None
-        if self._csv is not None:
-            self._csv.writerow(self._names)
-
-    def add(self, rows: list[tuple[str, ...]], found: Predictions) -> None:
-        """Append rows with their answers."""
-        for number, row in enumerate(rows):
-            values: list[Any] = [*row, found.values[number]]
-            if len(values) < len(self._names) and found.probabilities is not None:
-                values += [round(float(share), 6) for share in found.probabilities[number]]
-            self._write(values)
-
-    def _write(self, values: list[Any]) -> None:
-        if self._csv is not None:
-            self._csv.writerow([f"{value:.6g}" if isinstance(value, float) else value for value in values])
-        else:
-            self._file.write(json.dumps(dict(zip(self._names, values, strict=True)), ensure_ascii=False) + "\n")

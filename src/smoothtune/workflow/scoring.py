@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,7 +17,6 @@ from smoothtune.nn.model import MultiTaskModel
 from smoothtune.runtime.random import numpy_stream
 
 TRAIN_SAMPLE = 2000
-BATCH = 64
 
 
 def answers_of(
@@ -26,7 +25,7 @@ def answers_of(
     """The model's answers to labelled examples, by task."""
     found: dict[str, TaskAnswers] = {}
     for name, part in examples.items():
-        logits = answer_examples(model, part, dtype=dtype, batch_size=BATCH)
+        logits = answer_examples(model, part, dtype=dtype)
         assert part.labels is not None
         task = tasks[name]
         found[name] = TaskAnswers(task.kind, task.metric, decide(task.kind, logits), part.labels[part.chosen])
@@ -103,7 +102,4 @@ def sample(examples: Examples, most: int, seed: int) -> Examples:
     if len(examples) <= most:
         return examples
     kept = numpy_stream(seed, "probe", examples.task).choice(len(examples), size=most, replace=False)
-    return Examples(
-        examples.task, examples.reads, examples.columns, examples.labels, examples.lines,
-        examples.chosen[np.sort(kept)], examples.pad_id, examples.limit,
-    )  # fmt: skip
+    return replace(examples, chosen=examples.chosen[np.sort(kept)])

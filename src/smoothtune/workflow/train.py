@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,14 @@ from tokenizers import Tokenizer
 
 from smoothtune.config.experiment import Experiment, ModelConfig, trunk_options
 from smoothtune.config.loading import load
+from smoothtune.config.stage import Stage
 from smoothtune.config.tasks import shape_of
 from smoothtune.data.batching import Examples
 from smoothtune.data.task_data import TaskData, make_examples, read_tasks
 from smoothtune.data.tokenising import load_tokenizer
 from smoothtune.errors import TrainingError
 from smoothtune.evaluation.scores import Scores, score_tasks
+from smoothtune.files import cache_folder
 from smoothtune.nn.folder import write_model_folder
 from smoothtune.nn.model import MultiTaskModel, build_model
 from smoothtune.nn.pretrained import find_checkpoint, load_encoder, read_architecture
@@ -26,8 +28,8 @@ from smoothtune.objective.weighting import TaskFacts
 from smoothtune.runtime.device import keep_memory_mapped, pick_device, pick_dtype, set_threads
 from smoothtune.runtime.signals import Interrupts
 from smoothtune.training.stage import StageEpoch, StageEvent, StageRun, begins_trained, chosen_parameters
-from smoothtune.workflow.cache import cache_folder
 from smoothtune.workflow.check import CheckReport, check_encoder, report_on
+from smoothtune.workflow.frozen import Encoding, FrozenStates, StateKeeper
 from smoothtune.workflow.metrics_line import metrics_line
 from smoothtune.workflow.run import CHECK, EVALUATION, STATE, Run, RunFiles, machine, new_run_folder
 from smoothtune.workflow.scoring import EpochEvaluation, answers_of, undefined
@@ -53,7 +55,7 @@ class RunEnd:
     undefined: dict[str, str]
 
 
-Event = RunBegin | StageEvent | RunEnd
+Event = RunBegin | Encoding | FrozenStates | StageEvent | RunEnd
 
 
 def train(
@@ -116,6 +118,7 @@ class _Training:
         self.check = report_on(experiment, self.data, self.tokenizer, self.cache)
         self.labels = {name: data.labels for name, data in self.data.items()}
         self.model = self._build(self.labels)
+        self.frozen: list[dict[str, Any]] = []
         self.interrupts = Interrupts()
         self.folder = new_run_folder(run_dir, experiment.name)
         self.files = RunFiles(self.folder)
@@ -176,10 +179,12 @@ class _Training:
     def _stage(self, number: int) -> StageRun:
         stage = self.experiment.stages[number]
         names = self.experiment.stage_tasks(stage)
-        train = self._examples("train", names)
+        train, dev = self._examples("train", names), self._examples("dev", names)
         dtype = pick_dtype(stage.precision, self.device)
+        if self.experiment.runtime.frozen_states == "auto" and not stage.trains_encoder:
+            train, dev = self._with_states(stage, train, dev, dtype)
         tasks = self.experiment.tasks
-        evaluate = EpochEvaluation(self._examples("dev", names), train, tasks, seed=self.experiment.seed, dtype=dtype)
+        evaluate = EpochEvaluation(dev, train, tasks, seed=self.experiment.seed, dtype=dtype)
         return StageRun(
             model=self.model,
             stage=stage,
@@ -191,6 +196,24 @@ class _Training:
             accelerator=_accelerator(self.device),
             entry_counts=number > 0 and begins_trained(self.model, names, set().union(*self.chosen[:number])),
         )
+
+    def _with_states(
+        self, stage: Stage, train: dict[str, Examples], dev: dict[str, Examples], dtype: torch.dtype
+    ) -> tuple[dict[str, Examples], dict[str, Examples]]:
+        """The examples of a stage with the states of the encoder, which it does not train."""
+        trunks = self.experiment.trunks
+        needs = {name: trunk_options(name, self.data[name].task, trunks).needs for name in train}
+        together = len(train) if stage.every_task else 1
+        steps = stage.stop.max_steps
+        most = None if steps is None else steps * stage.accumulate * together * stage.batch_size
+        keeper = StateKeeper(self.encoder, dtype, self.cache, stage.name, self._hear_states)
+        train, dev = keeper.give([train, dev], needs, at_most=most)
+        return train, dev
+
+    def _hear_states(self, event: Encoding | FrozenStates) -> None:
+        if isinstance(event, FrozenStates):
+            self.frozen.append(asdict(event))
+        self.listen(event)
 
     def _record(self, event: StageEvent) -> None:
         if isinstance(event, StageEpoch):
@@ -237,6 +260,7 @@ class _Training:
             "device": str(self.device),
             "threads": self.threads,
             "precision": str(self._dtype).removeprefix("torch."),
+            "frozen": self.frozen,
             **machine(),
         }
 

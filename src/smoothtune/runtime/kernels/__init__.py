@@ -1,0 +1,1 @@
+"""C++ kernels of the fast path, their build and their signatures."""

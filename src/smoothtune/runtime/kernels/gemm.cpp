@@ -1,0 +1,195 @@
+// Products of packed tokens with a weight, in bf16 with float32 sums: y = x W^T + b and dx = g W.
+//
+// The weight is packed once and read many times: `forward` for the first, `backward` for the second. Panel p of a
+// packed weight makes columns 32 p ... 32 p + 31 of the result.
+#include "gemm_tiles.h"
+
+#if TILES
+namespace {
+
+#ifndef LG
+#define LG 16
+#endif
+constexpr int64_t LONGEST = LG;  // blocks of a panel at a time: 32 rows of A for them fit the L1 cache
+
+template <typename T>
+inline void store_row(const float* sums, const float* bias, T* out);
+
+template <>
+inline void store_row(const float* sums, const float* bias, float* out) {
+  for (int half = 0; half < 2; ++half) {
+    const __m512 sum = _mm512_loadu_ps(sums + 16 * half);
+    _mm512_storeu_ps(out + 16 * half, bias ? _mm512_add_ps(sum, _mm512_loadu_ps(bias + 16 * half)) : sum);
+  }
+}
+
+template <>
+inline void store_row(const float* sums, const float* bias, bf16* out) {
+  __m512 low = _mm512_loadu_ps(sums), high = _mm512_loadu_ps(sums + 16);
+  if (bias) {
+    low = _mm512_add_ps(low, _mm512_loadu_ps(bias));
+    high = _mm512_add_ps(high, _mm512_loadu_ps(bias + 16));
+  }
+  _mm512_storeu_si512(out, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+}
+
+// A block of sums that is still to be written: done between the tile products of the next one.
+template <typename T>
+struct Unwritten {
+  const float *sums = nullptr, *bias = nullptr;
+  T* out = nullptr;
+  int64_t stride = 0, row = 0, rows = 0;
+
+  inline void write(int64_t count) {
+    for (const int64_t end = std::min(row + count, rows); row < end; ++row)
+      store_row<T>(sums + row * SIDE, bias, out + row * stride);
+  }
+};
+
+inline void load_sums(const float* sums) {
+  _tile_loadd(0, sums, 4 * SIDE);
+  _tile_loadd(1, sums + 16, 4 * SIDE);
+  _tile_loadd(2, sums + HALF, 4 * SIDE);
+  _tile_loadd(3, sums + HALF + 16, 4 * SIDE);
+}
+
+inline void zero_sums() {
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+}
+
+// One block of sums: `tall` rows of tiles (1 or 2) times two columns of tiles. A stays in the L1 cache, B passes by.
+template <typename T, bool tall>
+inline void multiply_block(const bf16* a, int64_t a_bytes, const bf16* b, int64_t steps, float* sums, bool add,
+                           Unwritten<T>& last) {
+  const int64_t share = (last.rows - last.row + steps - 1) / steps;
+  const bf16* below = a + 8 * a_bytes;
+  add ? load_sums(sums) : zero_sums();
+  for (int64_t s = 0; s < steps; ++s, a += SIDE, below += SIDE, b += BLOCK) {
+    _tile_stream_loadd(6, b, 64);
+    _tile_stream_loadd(7, b + HALF, 64);
+    _tile_loadd(4, a, a_bytes);
+    if (tall) _tile_loadd(5, below, a_bytes);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    if (tall) _tile_dpbf16ps(2, 5, 6);
+    if (tall) _tile_dpbf16ps(3, 5, 7);
+    last.write(share);
+  }
+  last.write(SIDE);
+  _tile_stored(0, sums, 4 * SIDE);
+  _tile_stored(1, sums + 16, 4 * SIDE);
+  _tile_stored(2, sums + HALF, 4 * SIDE);
+  _tile_stored(3, sums + HALF + 16, 4 * SIDE);
+}
+
+struct Product {
+  const bf16 *x, *weight;
+  const float* bias;
+  int64_t rows, inner, columns;
+};
+
+// The rows from `row` on, as they are, or followed by zeros where tiles would reach beyond the last.
+inline const bf16* whole_tiles(const Product& p, int64_t row, int64_t rows) {
+  static thread_local Buffer<bf16> buffer;
+  const bf16* a = p.x + row * p.inner;
+  if (rows % 16 == 0) return a;
+  bf16* padded = buffer.of(SIDE * p.inner);
+  std::memcpy(padded, a, size_t(2 * rows * p.inner));
+  std::memset(padded + rows * p.inner, 0, size_t(2 * (SIDE - rows) * p.inner));
+  Tiles::settle(padded);
+  return padded;
+}
+
+// Rows [first, end) times panels [left, right), by the calling thread.
+template <typename T>
+void multiply_part(const Product& p, T* out, int64_t first, int64_t end, int64_t left, int64_t right) {
+  static thread_local Buffer<float> buffer;
+  const int64_t steps = p.inner / SIDE, a_bytes = 2 * p.inner, chunks = (steps + LONGEST - 1) / LONGEST;
+  const int64_t buffers = chunks == 1 ? 2 : std::max(right - left, int64_t(2));
+  float* sums = buffer.of(buffers * BLOCK);
+  Tiles tiles;
+  Unwritten<T> last;
+  last.stride = p.columns;
+  for (int64_t row = first; row < end; row += SIDE) {
+    const int64_t rows = std::min(SIDE, end - row);
+    const bf16* a = whole_tiles(p, row, rows);
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+      const int64_t from = steps * chunk / chunks, count = steps * (chunk + 1) / chunks - from;
+      for (int64_t panel = left; panel < right; ++panel) {
+        const bf16* b = p.weight + (panel * steps + from) * BLOCK;
+        float* to = sums + (panel - left) % buffers * BLOCK;
+        rows > 16 ? multiply_block<T, true>(a + from * SIDE, a_bytes, b, count, to, chunk > 0, last)
+                  : multiply_block<T, false>(a + from * SIDE, a_bytes, b, count, to, chunk > 0, last);
+        if (chunk + 1 < chunks) continue;
+        last.sums = to;
+        last.bias = p.bias ? p.bias + panel * SIDE : nullptr;
+        last.out = out + row * p.columns + panel * SIDE;
+        last.row = 0;
+        last.rows = rows;
+      }
+    }
+  }
+  last.write(SIDE);
+}
+
+inline int64_t share(int64_t count, int64_t part, int64_t parts) { return count * part / parts; }
+
+// Rows are shared out among the threads, or columns where that is more even.
+template <typename T>
+void multiply(const Product& p, T* out) {
+  const int64_t row_blocks = (p.rows + SIDE - 1) / SIDE, panels = p.columns / SIDE;
+#pragma omp parallel
+  {
+    const int64_t me = omp_get_thread_num(), all = omp_get_num_threads();
+    const auto longest = [all](int64_t count) { return (count + all - 1) / all; };
+    if (longest(row_blocks) * panels <= longest(panels) * row_blocks) {
+      const int64_t end = std::min(p.rows, SIDE * share(row_blocks, me + 1, all));
+      multiply_part(p, out, SIDE * share(row_blocks, me, all), end, 0, panels);
+    } else {
+      multiply_part(p, out, 0, p.rows, share(panels, me, all), share(panels, me + 1, all));
+    }
+  }
+}
+
+template <typename T>
+void pack(const T* weight, bf16* forward, bf16* backward, int64_t out, int64_t first, int64_t rows, int64_t in) {
+  const int64_t across = in / SIDE, down = out / SIDE, top = first / SIDE;
+#pragma omp parallel for collapse(2) schedule(static)
+  for (int64_t i = 0; i < rows / SIDE; ++i)
+    for (int64_t j = 0; j < across; ++j) {
+      __m512i block[SIDE];
+      read_block(weight + i * SIDE * in + j * SIDE, in, SIDE, block);
+      write_rows_paired(block, backward + (j * down + top + i) * BLOCK);
+      write_columns_paired(block, forward + ((top + i) * across + j) * BLOCK);
+    }
+}
+
+}  // namespace
+
+API int gemm_available() { return tiles_granted(); }
+
+API void gemm_pack_float(const float* weight, bf16* forward, bf16* backward, int64_t out, int64_t first, int64_t rows,
+                         int64_t in) {
+  pack(weight, forward, backward, out, first, rows, in);
+}
+
+API void gemm_pack_bf16(const bf16* weight, bf16* forward, bf16* backward, int64_t out, int64_t first, int64_t rows,
+                        int64_t in) {
+  pack(weight, forward, backward, out, first, rows, in);
+}
+
+API void gemm_multiply_float(const bf16* x, const bf16* weight, const float* bias, float* out, int64_t rows,
+                             int64_t inner, int64_t columns) {
+  multiply(Product{x, weight, bias, rows, inner, columns}, out);
+}
+
+API void gemm_multiply_bf16(const bf16* x, const bf16* weight, const float* bias, bf16* out, int64_t rows,
+                            int64_t inner, int64_t columns) {
+  multiply(Product{x, weight, bias, rows, inner, columns}, out);
+}
+#else
+API int gemm_available() { return 0; }
+#endif
