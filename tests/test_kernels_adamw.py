@@ -42,7 +42,8 @@ def test_dense_steps_are_those_of_torch() -> None:
         reference.step()
     for one, two in zip(ours, theirs, strict=True):
         assert torch.allclose(one, two, rtol=1e-5, atol=2e-6)
-        for key in ("exp_avg", "exp_avg_sq", "step"):
+        assert mine.state[one]["step"] == int(reference.state[two]["step"]) == 20
+        for key in ("exp_avg", "exp_avg_sq"):
             assert torch.allclose(mine.state[one][key], reference.state[two][key], rtol=1e-5, atol=1e-8)
 
 

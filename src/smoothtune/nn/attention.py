@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -42,6 +44,20 @@ class SelfAttention(nn.Module):
         drop = self.dropout.drop(packing.places)
         return product(fused.attention(qkv, self.qkv.bias, packing, self.heads, drop), self.output.weight)
 
+    def ragged(self, x: Tensor, packing: Packing) -> Tensor:
+        """The same for packed tokens by torch's attention over rows of any length, without dropout, (N, D) to (N, D).
+
+        For GPUs, in 16-bit floats. Source of the kernel: Dao (2024), FlashAttention-2.
+        """
+        from torch.nn.attention.varlen import varlen_attn
+
+        tokens, width = x.shape
+        query, key, value = self.qkv(x).view(tokens, 3, self.heads, width // self.heads).unbind(1)
+        mixed = varlen_attn(query, key, value, packing.starts, packing.starts, packing.width, packing.width)
+        assert isinstance(mixed, Tensor)
+        projected: Tensor = self.output(mixed.reshape(tokens, width))
+        return projected
+
     def _mix_with_dropout(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
         """The same as `_mix`, step by step, with dropout on the probabilities."""
         rows, heads, tokens, size = query.shape
@@ -52,6 +68,11 @@ class SelfAttention(nn.Module):
         scores = torch.baddbmm(bias, query, key.transpose(1, 2), alpha=size**-0.5)  # (R * H, T, T)
         kept: Tensor = self.dropout(scores.softmax(-1))
         return torch.bmm(kept, value).view(rows, heads, tokens, size)
+
+
+def reads_ragged() -> bool:
+    """Whether this torch has attention over rows of any length."""
+    return importlib.util.find_spec("torch.nn.attention.varlen") is not None
 
 
 def _mix(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:

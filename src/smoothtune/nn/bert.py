@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from smoothtune.errors import ModelFileError
 from smoothtune.nn import fused
-from smoothtune.nn.attention import SelfAttention
+from smoothtune.nn.attention import SelfAttention, reads_ragged
 from smoothtune.nn.dropout import Dropout, name_places
 from smoothtune.nn.encoder import Encoded, Encoder, matched_state, perturbed
 from smoothtune.nn.packing import Packing
@@ -96,6 +96,15 @@ class BertEmbeddings(nn.Module):
         embedded: Tensor = self.dropout(self.norm(self.word(tokens.input_ids) + places))
         return embedded
 
+    def ragged(self, tokens: Tokens, packing: Packing) -> Tensor:
+        """The same for packed tokens by torch, (N, D)."""
+        segmented = tokens.segments is not None and self.segment.num_embeddings > 1
+        kinds = packing.pack(tokens.segments) if segmented and tokens.segments is not None else None
+        segment = self.segment.weight[0] if kinds is None else self.segment(kinds)
+        places = self.position(packing.within) + segment
+        embedded: Tensor = self.dropout(self.norm(self.word(packing.pack(tokens.input_ids)) + places))
+        return embedded
+
     def packed(self, tokens: Tokens, packing: Packing, dtype: torch.dtype) -> Tensor:
         """The same for packed tokens, (N, D) in `dtype`."""
         segmented = tokens.segments is not None and self.segment.num_embeddings > 1
@@ -124,7 +133,14 @@ class BertLayer(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """`x` (R, T, D) and `mask` (R, T) bool to (R, T, D)."""
-        x = self.attention_norm(x + self.attention_drop(self.attention(x, mask)))
+        return self._after(x, self.attention(x, mask))
+
+    def ragged(self, x: Tensor, packing: Packing) -> Tensor:
+        """The same for packed tokens without attention dropout, by torch, (N, D) to (N, D)."""
+        return self._after(x, self.attention.ragged(x, packing))
+
+    def _after(self, x: Tensor, attended: Tensor) -> Tensor:
+        x = self.attention_norm(x + self.attention_drop(attended))
         y: Tensor = self.output_norm(x + self.output_drop(self.down(self.activation(self.up(x)))))
         return y
 
@@ -173,7 +189,7 @@ class BertEncoder(Encoder):
         """See `Encoder.forward`."""
         self.check(tokens, layer)
         dtype = self._kernel_dtype()
-        if dtype is not None:
+        if dtype is not None or self._reads_ragged():
             return self._packed(tokens, dtype, perturbation, layer, keep_inputs)
         x = self.embeddings(tokens)
         inputs = []
@@ -197,21 +213,32 @@ class BertEncoder(Encoder):
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
         return dtype if dtype in (torch.float32, torch.bfloat16) else None
 
+    def _reads_ragged(self) -> bool:
+        """Whether torch computes this pass on packed tokens: on a GPU, in 16-bit floats, without attention dropout."""
+        device = self.embeddings.word.weight.device.type
+        if device != "cuda" or not torch.is_autocast_enabled(device) or not reads_ragged():
+            return False
+        first = self.layers[0]
+        assert isinstance(first, BertLayer)
+        return not self.training or first.attention.dropout.rate == 0
+
     def _packed(
-        self, tokens: Tokens, dtype: torch.dtype, perturbation: Tensor | None, layer: int, keep_inputs: bool
+        self, tokens: Tokens, dtype: torch.dtype | None, perturbation: Tensor | None, layer: int, keep_inputs: bool
     ) -> Encoded:
-        """The pass on packed tokens; states and inputs come back padded with zeros, in `dtype`."""
+        """The pass on packed tokens, by kernels in `dtype` or (None) by torch; states come back padded with zeros."""
         packing = Packing.of(tokens.mask)
-        x = self.embeddings.packed(tokens, packing, dtype)
+        if dtype is None:
+            x, turn = self.embeddings.ragged(tokens, packing), BertLayer.ragged
+        else:
+            x, turn = self.embeddings.packed(tokens, packing, dtype), BertLayer.packed
         inputs = []
         for number, block in enumerate(self.layers):
             if perturbation is not None and number == layer:
-                x = perturbed(packing.unpack(x), perturbation)
-                x = packing.pack(x)
+                x = packing.pack(perturbed(packing.unpack(x), perturbation))
             if keep_inputs:
                 inputs.append(packing.unpack(x))
             assert isinstance(block, BertLayer)
-            x = block.packed(x, packing)
+            x = turn(block, x, packing)
         return Encoded(packing.unpack(x), tuple(inputs))
 
     def hub_state(self) -> dict[str, Tensor]:

@@ -103,6 +103,5 @@ class _Product(torch.autograd.Function):
 
 def product(x: Tensor, weight: Tensor) -> Tensor:
     """X W^T in the dtype of `x`, bias left to what follows: `x` (N, K) contiguous, `weight` (M, K) float32, to (N, M)."""
-    with torch.autocast("cpu", enabled=False):
-        found: Tensor = _Product.apply(x, weight, prepared(weight, x.dtype))  # type: ignore[no-untyped-call]
+    found: Tensor = _Product.apply(x, weight, prepared(weight, x.dtype))  # type: ignore[no-untyped-call]
     return found

@@ -26,7 +26,7 @@ def fits(parameters: Iterable[Tensor]) -> bool:
 
 
 class KernelAdamW(Optimizer):
-    """AdamW (Loshchilov and Hutter, 2019, Algorithm 2), with torch's defaults, arithmetic and state.
+    """AdamW (Loshchilov and Hutter, 2019, Algorithm 2), with torch's defaults, arithmetic and state (`step` is a plain number).
 
     A sparse gradient (V, D) means 0 in all other rows. Rows that never had a gradient have zero moments, so only their decay is
     paid for: the result is that of the dense step. `scale` multiplies the gradients of the next step alone.
@@ -82,11 +82,11 @@ class KernelAdamW(Optimizer):
         """Count the parameter's step; its number, from 1."""
         state = self.state[parameter]
         if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32)
+            state["step"] = 0
             state["exp_avg"] = torch.zeros_like(parameter)
             state["exp_avg_sq"] = torch.zeros_like(parameter)
         state["step"] += 1
-        return int(state["step"].item())
+        return int(state["step"])
 
     def _step_rows(self, table: Tensor, rates: Rates) -> None:
         state = self.state[table]

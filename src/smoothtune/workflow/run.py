@@ -102,6 +102,8 @@ def read_experiment(folder: Path) -> Experiment:
 
 def machine() -> dict[str, Any]:
     """Where and with what a run was made."""
+    from smoothtune.runtime.kernels.library import told
+
     packages = ("smoothtune", "torch", "transformers", "tokenizers", "datasets", "accelerate", "numpy")
     return {
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -109,6 +111,7 @@ def machine() -> dict[str, Any]:
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
+        "kernels": told(),
         "packages": {name: version(name) for name in packages},
     }
 

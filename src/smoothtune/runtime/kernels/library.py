@@ -64,6 +64,12 @@ def kernels(name: str) -> ctypes.CDLL | None:
     return build(name).library
 
 
+def told() -> str:
+    """Whether this process computes with the kernels, for the records of a run."""
+    found = build("layers")
+    return f"on, {found.reason}" if found.library is not None else f"off: {found.reason}"
+
+
 def _built(name: str, compiler: str, threads: Path) -> Path:
     source = SOURCES / f"{name}.cpp"
     key = _key(compiler, [source, *sorted(SOURCES.glob("*.h"))])
