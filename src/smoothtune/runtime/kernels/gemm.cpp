@@ -7,10 +7,7 @@
 #if TILES
 namespace {
 
-#ifndef LG
-#define LG 16
-#endif
-constexpr int64_t LONGEST = LG;  // blocks of a panel at a time: 32 rows of A for them fit the L1 cache
+constexpr int64_t LONGEST = 16;  // blocks of a panel at a time: 32 rows of A for them fit the L1 cache
 
 template <typename T>
 inline void store_row(const float* sums, const float* bias, T* out);
@@ -46,27 +43,13 @@ struct Unwritten {
   }
 };
 
-inline void load_sums(const float* sums) {
-  _tile_loadd(0, sums, 4 * SIDE);
-  _tile_loadd(1, sums + 16, 4 * SIDE);
-  _tile_loadd(2, sums + HALF, 4 * SIDE);
-  _tile_loadd(3, sums + HALF + 16, 4 * SIDE);
-}
-
-inline void zero_sums() {
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
-}
-
 // One block of sums: `tall` rows of tiles (1 or 2) times two columns of tiles. A stays in the L1 cache, B passes by.
 template <typename T, bool tall>
 inline void multiply_block(const bf16* a, int64_t a_bytes, const bf16* b, int64_t steps, float* sums, bool add,
                            Unwritten<T>& last) {
   const int64_t share = (last.rows - last.row + steps - 1) / steps;
   const bf16* below = a + 8 * a_bytes;
-  add ? load_sums(sums) : zero_sums();
+  add ? load_sums(sums, SIDE) : zero_sums();
   for (int64_t s = 0; s < steps; ++s, a += SIDE, below += SIDE, b += BLOCK) {
     _tile_stream_loadd(6, b, 64);
     _tile_stream_loadd(7, b + HALF, 64);
@@ -79,10 +62,7 @@ inline void multiply_block(const bf16* a, int64_t a_bytes, const bf16* b, int64_
     last.write(share);
   }
   last.write(SIDE);
-  _tile_stored(0, sums, 4 * SIDE);
-  _tile_stored(1, sums + 16, 4 * SIDE);
-  _tile_stored(2, sums + HALF, 4 * SIDE);
-  _tile_stored(3, sums + HALF + 16, 4 * SIDE);
+  store_sums<tall>(sums, SIDE);
 }
 
 struct Product {
@@ -155,15 +135,15 @@ void multiply(const Product& p, T* out) {
 }
 
 template <typename T>
-void pack(const T* weight, bf16* forward, bf16* backward, int64_t out, int64_t first, int64_t rows, int64_t in) {
-  const int64_t across = in / SIDE, down = out / SIDE, top = first / SIDE;
+void pack(const T* weight, bf16* forward, bf16* backward, int64_t out, int64_t in) {
+  const int64_t across = in / SIDE, down = out / SIDE;
 #pragma omp parallel for collapse(2) schedule(static)
-  for (int64_t i = 0; i < rows / SIDE; ++i)
+  for (int64_t i = 0; i < down; ++i)
     for (int64_t j = 0; j < across; ++j) {
       __m512i block[SIDE];
-      read_block(weight + i * SIDE * in + j * SIDE, in, SIDE, block);
-      write_rows_paired(block, backward + (j * down + top + i) * BLOCK);
-      write_columns_paired(block, forward + ((top + i) * across + j) * BLOCK);
+      read_block(weight + SIDE * (i * in + j), in, SIDE, block);
+      write_rows_paired(block, backward + (j * down + i) * BLOCK);
+      write_columns_paired(block, forward + (i * across + j) * BLOCK);
     }
 }
 
@@ -171,14 +151,12 @@ void pack(const T* weight, bf16* forward, bf16* backward, int64_t out, int64_t f
 
 API int gemm_available() { return tiles_granted(); }
 
-API void gemm_pack_float(const float* weight, bf16* forward, bf16* backward, int64_t out, int64_t first, int64_t rows,
-                         int64_t in) {
-  pack(weight, forward, backward, out, first, rows, in);
+API void gemm_pack_float(const float* weight, bf16* forward, bf16* backward, int64_t out, int64_t in) {
+  pack(weight, forward, backward, out, in);
 }
 
-API void gemm_pack_bf16(const bf16* weight, bf16* forward, bf16* backward, int64_t out, int64_t first, int64_t rows,
-                        int64_t in) {
-  pack(weight, forward, backward, out, first, rows, in);
+API void gemm_pack_bf16(const bf16* weight, bf16* forward, bf16* backward, int64_t out, int64_t in) {
+  pack(weight, forward, backward, out, in);
 }
 
 API void gemm_multiply_float(const bf16* x, const bf16* weight, const float* bias, float* out, int64_t rows,

@@ -56,6 +56,31 @@ struct Buffer {
   }
 };
 
+// Tiles 0 ... 3 are the sums of a block: its upper left, upper right, lower left and lower right quarter. Rows of what
+// they come from or go to are `stride` apart; without `tall` only the upper half is stored.
+static inline void load_sums(const float* from, int64_t stride) {
+  _tile_loadd(0, from, 4 * stride);
+  _tile_loadd(1, from + 16, 4 * stride);
+  _tile_loadd(2, from + 16 * stride, 4 * stride);
+  _tile_loadd(3, from + 16 * stride + 16, 4 * stride);
+}
+
+static inline void zero_sums() {
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+}
+
+template <bool tall = true>
+static inline void store_sums(float* to, int64_t stride) {
+  _tile_stored(0, to, 4 * stride);
+  _tile_stored(1, to + 16, 4 * stride);
+  if (!tall) return;
+  _tile_stored(2, to + 16 * stride, 4 * stride);
+  _tile_stored(3, to + 16 * stride + 16, 4 * stride);
+}
+
 static inline __m512i read_row(const bf16* row) { return _mm512_loadu_si512(row); }
 
 static inline __m512i read_row(const float* row) {
@@ -95,7 +120,7 @@ static inline void transpose_words(__m512i* r) {
   }
 }
 
-// B tiles of a block whose summed dimension runs along the columns: tile h is columns' pairs of rows 16 h ... 16 h + 15.
+// B tiles of a block whose summed dimension runs along the columns: tile h is made of rows 16 h ... 16 h + 15.
 static inline void write_columns_paired(__m512i* rows, bf16* to) {
   for (int h = 0; h < 2; ++h) {
     transpose_words(rows + 16 * h);
@@ -105,7 +130,8 @@ static inline void write_columns_paired(__m512i* rows, bf16* to) {
 
 // B tiles of a block whose summed dimension runs along the rows: neighbouring rows are interleaved.
 static inline void write_rows_paired(const __m512i* rows, bf16* to) {
-  const __m512i first = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), second = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
+  const __m512i first = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11);
+  const __m512i second = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
   for (int r = 0; r < 16; ++r) {
     const __m512i low = _mm512_unpacklo_epi16(rows[2 * r], rows[2 * r + 1]);
     const __m512i high = _mm512_unpackhi_epi16(rows[2 * r], rows[2 * r + 1]);

@@ -260,28 +260,84 @@ inline void activate(float x, float& value, float& slope) {
   }
 }
 
+#ifdef __AVX512F__
+inline __m512 load16(const float* from) { return _mm512_loadu_ps(from); }
+inline __m512 load16(const bf16* from) {
+  const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
+inline void store16(float* to, __m512 value) { _mm512_storeu_ps(to, value); }
+inline void store16(bf16* to, __m512 value) {
+  const __m512i bits = _mm512_castps_si512(value);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd), 16);
+  rounded = _mm512_mask_mov_epi32(rounded, _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q), _mm512_set1_epi32(0x7fc0));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16(rounded));
+}
+
+// `activate<0>` for 16 values: the same formulas, the quotient by one Newton step (relative error below 2^-23).
+inline void gelu16(__m512 x, __m512& value, __m512& slope) {
+  const __m512 one = _mm512_set1_ps(1.0f);
+  const __m512 half = _mm512_mul_ps(_mm512_mul_ps(x, x), _mm512_set1_ps(-0.5f));
+  const __m512 floor = _mm512_max_ps(_mm512_set1_ps(-100.0f), half);  // the second operand wins where x is not a number
+  const __m512 k = _mm512_roundscale_ps(_mm512_mul_ps(floor, _mm512_set1_ps(1.44269504088896341f)), 8);
+  __m512 r = _mm512_fnmadd_ps(k, _mm512_set1_ps(0.693359375f), floor);
+  r = _mm512_fmadd_ps(k, _mm512_set1_ps(2.12194440e-4f), r);
+  __m512 e = _mm512_set1_ps(1.3981999507e-3f);
+  e = _mm512_fmadd_ps(e, r, _mm512_set1_ps(8.3334519073e-3f));
+  e = _mm512_fmadd_ps(e, r, _mm512_set1_ps(4.1665795894e-2f));
+  e = _mm512_fmadd_ps(e, r, _mm512_set1_ps(1.6666665459e-1f));
+  e = _mm512_fmadd_ps(e, r, _mm512_set1_ps(5.0000001201e-1f));
+  e = _mm512_scalef_ps(_mm512_fmadd_ps(_mm512_mul_ps(r, r), e, _mm512_add_ps(r, one)), k);
+  const __m512 d = _mm512_fmadd_ps(_mm512_abs_ps(x), _mm512_set1_ps(0.3275911f * 0.70710678118654752f), one);
+  __m512 t = _mm512_rcp14_ps(d);
+  t = _mm512_mul_ps(t, _mm512_fnmadd_ps(d, t, _mm512_set1_ps(2.0f)));
+  __m512 p = _mm512_set1_ps(0.5f * 1.061405429f);
+  p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(0.5f * -1.453152027f));
+  p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(0.5f * 1.421413741f));
+  p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(0.5f * -0.284496736f));
+  p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(0.5f * 0.254829592f));
+  const __m512 tail = _mm512_mul_ps(_mm512_mul_ps(p, t), e);
+  const __mmask16 above = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_GE_OQ);
+  const __m512 share = _mm512_mask_sub_ps(tail, above, one, tail);
+  value = _mm512_mul_ps(x, share);
+  slope = _mm512_fmadd_ps(_mm512_mul_ps(x, e), _mm512_set1_ps(0.39894228040143268f), share);
+}
+#endif
+
+// The columns that whole vectors do not cover are left to the caller: how many are done.
+template <typename T, int kind>
+inline int64_t activation_vectors(const T* u, const float* bias, int64_t width, T* out, T* slope) {
+  int64_t c = 0;
+#ifdef __AVX512F__
+  if (kind == 0) {
+    for (; c + 16 <= width; c += 16) {
+      __m512 value, change;
+      gelu16(_mm512_add_ps(load16(u + c), _mm512_loadu_ps(bias + c)), value, change);
+      store16(out + c, value);
+      if (slope != nullptr) store16(slope + c, change);
+    }
+  }
+#else
+  (void)u, (void)bias, (void)width, (void)out, (void)slope;
+#endif
+  return c;
+}
+
 template <typename T, int kind>
 void activation_forward(const T* u, const float* bias, int64_t rows, int64_t width, T* out, T* slope) {
 #pragma omp parallel for schedule(static)
   for (int64_t r = 0; r < rows; ++r) {
     const T* ur = u + r * width;
     T* o = out + r * width;
-    if (slope == nullptr) {
+    T* s = slope == nullptr ? nullptr : slope + r * width;
+    const int64_t done = activation_vectors<T, kind>(ur, bias, width, o, s);
 #pragma omp simd
-      for (int64_t c = 0; c < width; ++c) {
-        float value, unused;
-        activate<kind>(widen(ur[c]) + bias[c], value, unused);
-        o[c] = narrow<T>(value);
-      }
-    } else {
-      T* s = slope + r * width;
-#pragma omp simd
-      for (int64_t c = 0; c < width; ++c) {
-        float value, change;
-        activate<kind>(widen(ur[c]) + bias[c], value, change);
-        o[c] = narrow<T>(value);
-        s[c] = narrow<T>(change);
-      }
+    for (int64_t c = done; c < width; ++c) {
+      float value, change;
+      activate<kind>(widen(ur[c]) + bias[c], value, change);
+      o[c] = narrow<T>(value);
+      if (s != nullptr) s[c] = narrow<T>(change);
     }
   }
 }
