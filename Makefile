@@ -1,11 +1,16 @@
-# make demo | make test | make check | make setup
+# make demo | make test | make check | make setup | make bench (and each part of it alone: make bench-PART)
 PYTHON ?= python3
 export OMP_WAIT_POLICY ?= passive
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO_RUN := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: setup demo test check bench-memory
+BENCH := $(BIN)/python benchmarks
+# Parts that make bench measures, in this order; quality, train-memory and cuda take long or need a GPU and are run by name.
+PARTS := tune training floor setfit prediction three-tasks growth pwim frozen start
+
+.PHONY: setup demo test check bench-memory bench bench-envs bench-page bench-quality bench-train-memory bench-cuda \
+	$(addprefix bench-,$(PARTS))
 
 setup: $(VENV)/.ready
 
@@ -34,3 +39,55 @@ check: setup
 
 bench-memory: setup
 	$(BIN)/python benchmarks/predict_memory.py
+
+# A part that fails leaves its section of the page as it was; the others are measured all the same.
+bench: bench-envs
+	@for part in $(PARTS); do $(MAKE) --no-print-directory bench-$$part || echo "bench-$$part failed" >&2; done
+	$(MAKE) --no-print-directory bench-page
+
+bench-envs: setup
+	$(BENCH)/environments.py
+
+bench-page: setup
+	$(BENCH)/page.py
+
+bench-tune: setup
+	$(BENCH)/tune_trainer.py
+
+bench-training: setup
+	$(BENCH)/training.py
+
+bench-floor: setup
+	$(BENCH)/floor.py
+
+bench-setfit: setup
+	$(BENCH)/setfit_task.py
+
+bench-prediction: setup
+	$(BENCH)/prediction.py
+
+bench-three-tasks: setup
+	$(BENCH)/three_tasks.py
+
+bench-growth: setup
+	$(BENCH)/growth.py
+
+bench-pwim: setup
+	$(BENCH)/pwim_resnet.py
+
+bench-frozen: setup
+	$(BENCH)/captured.py frozen --epochs 3
+
+bench-start: setup
+	$(BENCH)/captured.py start
+
+bench-train-memory: setup
+	$(BENCH)/captured.py train_memory
+
+bench-quality: setup
+	$(BENCH)/quality.py
+
+bench-cuda: setup
+	$(BENCH)/training.py --device cuda
+	$(BENCH)/floor.py --device cuda
+	$(BENCH)/prediction.py --device cuda

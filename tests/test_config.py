@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from smoothtune.config.encoder import EncoderOptions
-from smoothtune.config.experiment import Experiment, trunk_name, trunk_options
+from smoothtune.config.experiment import Experiment, RuntimeOptions, trunk_name, trunk_options
 from smoothtune.config.loading import PACKAGED, find, load, packaged_names, to_toml
 from smoothtune.config.schedules import ScheduleOptions, TemperatureOptions
 from smoothtune.config.stage import Rates, Stage, Stop
@@ -498,6 +498,7 @@ PLACES: dict[Any, Callable[[Any, dict[str, Any]], dict[str, Any]]] = {
     EncoderOptions: lambda _, keys: table(encoder=keys),
     Stage: lambda _, keys: table(stages=[keys]),
     Stop: lambda _, keys: table(stages=[{"stop": {"patience": 1, **keys}}]),
+    RuntimeOptions: lambda _, keys: table(runtime=keys),
 }
 PLACES |= dict.fromkeys(typing.get_args(typing.get_args(Task)[0]), _with_task)
 PLACES |= dict.fromkeys(typing.get_args(typing.get_args(TrunkOptions)[0]), _with_trunk)

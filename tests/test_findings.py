@@ -8,9 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from smoothtune.data import columns
+from smoothtune.data import leaks as leaks_module
 from smoothtune.data.checks import RowSpec
-from smoothtune.data.findings import Match, Matches, conflicts, duplicates, leaks
+from smoothtune.data.findings import Leaks, Match, Matches
+from smoothtune.data.leaks import TrainingKeys
+from smoothtune.data.repeats import repeats
 from smoothtune.data.rows import RowTable, prepare_rows
 from smoothtune.data.source import resolve_source
 from smoothtune.data.task_data import Split
@@ -30,6 +36,18 @@ def table(folder: Path, name: str, *rows: str, label: bool = True) -> Split:
 
 def whole(rows: RowTable) -> Split:
     return Split(rows, np.arange(len(rows), dtype=np.int32), {})
+
+
+def duplicates(split: Split) -> Matches:
+    return repeats(split).duplicates
+
+
+def conflicts(split: Split) -> Matches:
+    return repeats(split).conflicts
+
+
+def leaks(split: Split, training: list[Split]) -> Leaks:
+    return leaks_module.leaks(split, [TrainingKeys(part) for part in training])
 
 
 def test_repeated_single_texts(tmp_path: Path) -> None:
@@ -105,6 +123,41 @@ def test_only_chosen_rows_are_looked_at(tmp_path: Path) -> None:
 def test_without_training_rows_nothing_leaks(tmp_path: Path) -> None:
     found = leaks(table(tmp_path, "dev", "x|y|1"), [])
     assert {found.whole, found.shared_one, found.shared_both, found.across} == {Matches(0)}
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rows=st.lists(st.tuples(st.sampled_from("abcdefgh"), st.sampled_from("01")), min_size=1, max_size=40),
+    block=st.integers(1, 9),
+    data=st.data(),
+)
+def test_findings_are_those_of_comparing_all_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: list[tuple[str, str]], block: int, data: st.DataObject
+) -> None:
+    monkeypatch.setattr(columns, "BLOCK", block)
+    made = table(tmp_path, "made", *("|".join(row) for row in rows))
+    inside = np.array(data.draw(st.lists(st.booleans(), min_size=len(rows), max_size=len(rows))))
+    dev, train = (replace(made, chosen=np.flatnonzero(mask).astype(np.int32)) for mask in (inside, ~inside))
+    here, texts = dev.chosen.tolist(), [text for text, _ in rows]
+    first = {row: next(other for other in here if texts[other] == texts[row]) for row in here}
+    again = [(row, first[row]) for row in here if first[row] != row]
+    differ = [(row, at) for row, at in again if rows[row][1] != rows[at][1]]
+    by_group = {at: (row, at) for row, at in reversed(differ)}
+    found = repeats(dev)
+    assert found.duplicates.count == len(again)
+    assert places(found.duplicates) == [(row + 2, at + 2) for row, at in again[:5]]
+    assert found.conflicts.count == len(by_group)
+    assert places(found.conflicts) == [(row + 2, at + 2) for row, at in sorted(by_group.values())[:5]]
+    there = train.chosen.tolist()
+    leaked = [(row, at) for row in here for at in [other for other in there if texts[other] == texts[row]][:1]]
+    whole = leaks(dev, [train]).whole
+    assert whole.count == len(leaked)
+    assert places(whole) == [(row + 2, at + 2) for row, at in leaked[:5]]
+
+
+def places(matches: Matches) -> list[tuple[int, int]]:
+    """The lines of the examples."""
+    return [(int(match.here.split(":")[1]), int(match.there.split(":")[1])) for match in matches.examples]
 
 
 @pytest.fixture(scope="module")

@@ -59,6 +59,12 @@ def test_all_files_are_there_and_come_back(prepared: Prepared, folder: Path) -> 
     assert found.config.tasks == {name: shape_of(task) for name, task in prepared.experiment.tasks.items()}
 
 
+def test_reading_draws_no_weights(folder: Path) -> None:
+    before = torch.get_rng_state()
+    read_model_folder(folder)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_writing_again_gives_the_same_bytes(prepared: Prepared, folder: Path) -> None:
     before = {name: (folder / name).read_bytes() for name in FILES}
     write(prepared, folder, seed=3)

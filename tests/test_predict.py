@@ -71,7 +71,7 @@ def texts_file(folder: Path) -> Path:
 def predicted(
     run: Path, task: str, source: Path, out: Path, *, form: str = "tsv", shares: bool = False
 ) -> list[dict[str, Any]]:
-    count = predict_file(run, task, str(source), out, form=form, with_probabilities=shares)
+    count = predict_file(run, task.split(","), str(source), out, form=form, with_probabilities=shares).rows
     text = out.read_text(encoding="utf-8")
     if form == "jsonl":
         rows = [json.loads(line) for line in text.splitlines()]
@@ -130,13 +130,12 @@ def test_texts_with_tabs_quotes_and_line_ends_come_back_whole(run: Path, tmp_pat
 
 def test_windows_keep_the_order(run: Path, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = model.predict_probabilities("mood", TEXTS)
-    monkeypatch.setattr(workflow, "WINDOW", 3)
     monkeypatch.setattr(inference, "WINDOW", 3)
     rows = predicted(run, "mood", texts_file(tmp_path), tmp_path / "out.tsv", shares=True)
     assert [row["text"] for row in rows] == TEXTS
     np.testing.assert_allclose([float(row["p_sky"]) for row in rows], whole[:, 2], atol=2e-6)
     np.testing.assert_allclose(model.predict_probabilities("mood", iter(TEXTS)), whole, atol=1e-6)
-    assert [len(part.values) for part in model.predict_windows("mood", TEXTS)] == [3, 3, 1]
+    assert [len(part["mood"].values) for part in model.predict_windows(["mood"], TEXTS)] == [3, 3, 1]
 
 
 def test_stdin_and_stdout(run: Path, model: Model) -> None:
@@ -144,7 +143,7 @@ def test_stdin_and_stdout(run: Path, model: Model) -> None:
     assert done.returncode == 0, done.stderr
     rows = list(csv.DictReader(io.StringIO(done.stdout), delimiter="\t"))
     assert [row["prediction"] for row in rows] == model.predict("mood", TEXTS)
-    assert "7 rows predicted" in done.stderr
+    assert done.stderr == "precision float32 (as in training)\n7 rows predicted\n"
 
 
 def piped(run: Path, given: str, *arguments: str, task: str = "mood") -> subprocess.CompletedProcess[str]:
@@ -178,7 +177,7 @@ def refused(kind: type[Exception], run: Path, source: Path | str, out: Path, tas
     before = set(out.parent.iterdir())
     options = {"form": "tsv", "with_probabilities": False, **more}
     with pytest.raises(kind) as error:
-        predict_file(run, task, str(source), out, **options)
+        predict_file(run, task.split(","), str(source), out, **options)
     assert set(out.parent.iterdir()) == before
     return str(error.value)
 
@@ -196,7 +195,7 @@ def test_bad_input_is_named_by_line_and_leaves_no_output(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, problem: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(workflow, "WINDOW", 1)
+    monkeypatch.setattr(inference, "WINDOW", 1)
     Path("bad.tsv").write_text(content)
     text = refused(DataError, run, "bad.tsv", tmp_path / "out.tsv")
     assert text == f"The input cannot be predicted:\n  {problem}"
@@ -249,6 +248,10 @@ def test_what_cannot_be_asked_of_a_run(run: Path, tmp_path: Path) -> None:
     text = refused(UsageError, run, source, out, task="near", with_probabilities=True)
     assert text == "--probabilities: task 'near' is a regression and has none"
     assert refused(UsageError, run, source, out, form="xml") == "--format: got 'xml', expected one of tsv, jsonl"
+    text = refused(UsageError, run, source, out, task="mood,near")
+    assert text == "tasks: those asked together must read as many texts, got mood 1, near 2; ask them apart"
+    text = refused(UsageError, run, source, out, precision="int4")
+    assert text == "precision: got 'int4', expected one of auto, float32, bfloat16"
     text = refused(ModelFileError, tmp_path, source, out)
     assert text == f"{tmp_path}: is not a model folder (it has no config.toml); give RUN/model or a run folder"
     text = refused(DataError, run, "missing.tsv", out)
@@ -261,10 +264,62 @@ def test_what_cannot_be_asked_of_a_run(run: Path, tmp_path: Path) -> None:
     assert text == "--input-format: got 'parquet', expected one of tsv, csv, jsonl"
 
 
+def test_several_tasks_have_a_column_each(run: Path, model: Model, tmp_path: Path) -> None:
+    source = written(tmp_path / "pairs.tsv", ["first", "second"], [list(pair) for pair in PAIRS])
+    found = predicted(run, "near,same", source, tmp_path / "out.jsonl", form="jsonl", shares=True)
+    assert list(found[0]) == ["first", "second", "prediction_near", "prediction_same", "p_same_0", "p_same_1"]
+    assert [row["prediction_same"] for row in found] == model.predict("same", PAIRS)
+    assert [row["prediction_near"] for row in found] == pytest.approx(model.predict("near", PAIRS))
+    shares = model.predict_probabilities("same", PAIRS)
+    np.testing.assert_allclose([[row["p_same_0"], row["p_same_1"]] for row in found], shares, atol=2e-6)
+
+
+def test_tasks_are_named_with_commas_or_repeated(run: Path, tmp_path: Path) -> None:
+    source = written(tmp_path / "pairs.tsv", ["first", "second"], [list(pair) for pair in PAIRS])
+    arguments = ["predict", str(run), str(source), "--task"]
+    once, repeated = (
+        CliRunner().invoke(app, [*arguments, *tasks], catch_exceptions=False)
+        for tasks in (["same,near,same"], ["same", "--task", "near"])
+    )
+    assert once.stdout == repeated.stdout
+    assert once.stdout.startswith("first\tsecond\tprediction_same\tprediction_near\n")
+
+
+def test_answers_of_several_tasks_that_cannot_be_told_apart(run: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(run / "model", tmp_path / "model")
+    labels = json.loads((folder / "labels.json").read_text())
+    (folder / "labels.json").write_text(json.dumps({**labels, "same": ["a", "a_x"]}))
+    source = written(tmp_path / "in.tsv", ["first", "second"], [list(pair) for pair in PAIRS])
+    found = predicted(folder, "same,near", source, tmp_path / "out.tsv", shares=True)
+    assert list(found[0])[-3:] == ["p_same_a", "p_same_a_x", "prediction_near"]
+    with pytest.raises(UsageError) as error:
+        workflow.answer_names({"a": ("b_c",), "a_b": ("c",)}, ("text",))
+    assert str(error.value) == "--task: two columns of the answers would be called 'p_a_b_c'; ask the tasks apart"
+
+
+def test_the_report_names_rows_tasks_and_precision(run: Path, tmp_path: Path) -> None:
+    out, report = tmp_path / "out.tsv", tmp_path / "report.json"
+    arguments = ["predict", str(run), str(texts_file(tmp_path)), "--task", "mood", "--precision", "bfloat16"]
+    result = CliRunner().invoke(app, [*arguments, "--out", str(out), "--report", str(report)], catch_exceptions=False)
+    assert result.stderr == f"precision bfloat16 (asked for)\n7 rows predicted in {out}\n"
+    precision = {"name": "bfloat16", "why": "asked for", "speeds": {}, "difference": None}
+    assert json.loads(report.read_text()) == {"rows": 7, "tasks": ["mood"], "precision": precision}
+
+
+def test_predicting_loads_no_library_it_has_no_use_for() -> None:
+    code = (
+        "import sys, smoothtune.workflow.predict\n"
+        "print([m for m in ('transformers', 'datasets', 'pyarrow', 'huggingface_hub', 'accelerate', 'sklearn', 'scipy')"
+        " if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
 def test_an_output_that_cannot_be_written_is_named(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "nowhere" / "out.tsv"
     with pytest.raises(WriteError) as error:
-        predict_file(run, "mood", str(texts_file(tmp_path)), out, form="tsv", with_probabilities=False)
+        predict_file(run, ["mood"], str(texts_file(tmp_path)), out, form="tsv", with_probabilities=False)
     wanted = f"{out}: cannot be written: No such file or directory; give a file in a folder that exists"
     assert str(error.value) == wanted
 
@@ -304,6 +359,38 @@ def test_one_text_at_a_time_is_the_same_as_all(model: Model) -> None:
 def test_nothing_in_nothing_out(model: Model) -> None:
     assert model.predict("mood", []) == []
     assert model.predict_probabilities("mood", []).shape == (0, 3)
+
+
+def test_several_tasks_share_one_pass_of_the_encoder(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = {task: model.predict(task, PAIRS) for task in ("near", "same")}
+    passes = []
+    hook = model.network.encoder.register_forward_hook(lambda *_: passes.append(1))
+    together = model.predict_many(["near", "same"], PAIRS)
+    hook.remove()
+    assert len(passes) == 1
+    assert together["same"] == alone["same"]
+    assert together["near"] == pytest.approx(alone["near"])
+    assert list(together) == ["near", "same"]
+
+
+def test_tasks_that_read_pairs_in_different_ways_are_asked_together(
+    tiny_encoder: Path, small_data: Path, tmp_path: Path
+) -> None:
+    wanted = table(tiny_encoder, stop={"max_steps": 2})
+    wanted["trunks"]["joint"] = {"kind": "joint"}
+    wanted["tasks"]["near"]["trunk"] = "joint"
+    mixed = train(wanted, data_dir=small_data, run_dir=tmp_path / "run").model()
+    found = mixed.predict_many(["near", "same"], PAIRS)
+    assert list(found) == ["near", "same"]
+    assert found["near"] == pytest.approx(mixed.predict("near", PAIRS))
+    assert found["same"] == mixed.predict("same", PAIRS)
+
+
+@pytest.mark.parametrize("tasks", ["mood", [], ()])
+def test_tasks_are_a_list_of_names(model: Model, tasks: Any) -> None:
+    with pytest.raises(UsageError) as error:
+        model.predict_many(tasks, TEXTS)
+    assert str(error.value) == f"tasks: got {tasks!r}, expected a list of names among mood, same, near"
 
 
 def test_kinds_columns_and_labels(model: Model) -> None:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from smoothtune.config.encoder import EncoderOptions
 from smoothtune.errors import ModelFileError
+from smoothtune.nn import hub as downloads
 from smoothtune.nn import pretrained
 from smoothtune.nn.bert import BertEncoder
 from smoothtune.nn.bundled import BUNDLED, BUNDLED_FILES
@@ -92,7 +93,7 @@ def test_a_hub_id_is_downloaded_without_pickles(folder: Path, monkeypatch: pytes
         asked.update(name=name, **options)
         return str(folder)
 
-    monkeypatch.setattr(pretrained, "snapshot_download", download)
+    monkeypatch.setattr(downloads, "snapshot_download", download)
     assert find_checkpoint(EncoderOptions(name="some/model", revision="v1")) == folder
     assert (asked["name"], asked["revision"]) == ("some/model", "v1")
     assert not any(pattern.endswith((".bin", "*", ".pt")) for pattern in asked["allow_patterns"])
@@ -117,7 +118,7 @@ def test_downloads_that_fail(error: Exception, text: str, monkeypatch: pytest.Mo
     def download(*arguments: Any, **options: Any) -> str:
         raise error
 
-    monkeypatch.setattr(pretrained, "snapshot_download", download)
+    monkeypatch.setattr(downloads, "snapshot_download", download)
     with pytest.raises(ModelFileError) as caught:
         find_checkpoint(EncoderOptions(name="some/model"))
     assert message(caught).startswith("encoder.name: 'some/model' cannot be had from the Hugging Face Hub: ")

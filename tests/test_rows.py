@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from smoothtune.data import rows as rows_module
+from smoothtune.data import row_writer
 from smoothtune.data.checks import Finding, RowSpec
 from smoothtune.data.label_set import check_labels, fit_labels, rows_outside
 from smoothtune.data.rows import RowTable, prepare_rows
@@ -157,7 +157,7 @@ def test_two_tasks_read_one_file_with_their_own_label_columns(tmp_path: Path) ->
     assert tone.left_out == score.left_out == {"no label": 1}
     assert not tone.errors
     assert not score.errors
-    assert len(list((tmp_path / "cache").iterdir())) == 4
+    assert len(list((tmp_path / "cache").glob("rows-*"))) == 2
 
 
 def test_texts_chunks_and_places(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_keys_forget_white_space_and_the_order_of_a_pair_but_not_case(tmp_path: 
 def test_rows_are_read_once_and_found_again_under_another_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = with_line(3, b"2\t\t0")
     first = prepare(tmp_path, content)
-    monkeypatch.setattr(rows_module, "read_records", None)
+    monkeypatch.setattr(row_writer, "read_records", None)
     again = prepare(tmp_path, content, name="copy.tsv")
     assert again.texts([0, 1]) == first.texts([0, 1])
     assert again.content_key == first.content_key
@@ -205,7 +205,7 @@ def test_rows_are_read_once_and_found_again_under_another_name(tmp_path: Path, m
     assert prepare(tmp_path, content, other).left_out == {"empty text": 1}
     with pytest.raises(TypeError):
         prepare(tmp_path, content + b"4\tnew\t1\n")
-    assert sorted(path.suffix for path in (tmp_path / "cache").iterdir()) == [".arrow", ".json"]
+    assert sorted(path.name.partition("-")[0] for path in (tmp_path / "cache").iterdir()) == ["contents", "rows"]
 
 
 def test_many_writers_at_once_leave_one_table(tmp_path: Path) -> None:
@@ -222,11 +222,11 @@ def test_many_writers_at_once_leave_one_table(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert [len(table) for table in tables] == [500] * 6
-    assert len(list((tmp_path / "cache").iterdir())) == 2
+    assert sorted(path.name.partition("-")[0] for path in (tmp_path / "cache").iterdir()) == ["contents", "rows"]
 
 
 def test_many_flushes_keep_all_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rows_module, "_FLUSH_ROWS", 7)
+    monkeypatch.setattr(row_writer, "_FLUSH_ROWS", 7)
     content = "sentence\tsentiment\n" + "".join(f"text {number}\t{number % 3}\n" for number in range(100))
     table = prepare(tmp_path, content)
     assert [text for chunk in table.chunks(9) for (text,) in chunk] == [f"text {number}" for number in range(100)]

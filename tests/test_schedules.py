@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 from scipy.stats import chisquare
 
 from smoothtune.config.schedules import ScheduleName, ScheduleOptions
-from smoothtune.data.schedules import Annealed, Coverage, LoopToLargest, RoundRobin, Schedule, Temperature, covered
+from smoothtune.data.schedules import Annealed, Coverage, LoopToLargest, RoundRobin, Schedule, Seen, Temperature
 from smoothtune.registry import TABLE, resolve
 from tests.made_examples import made_stream
 
@@ -106,8 +106,11 @@ def test_coverage_is_what_counting_finds_and_each_task_goes_through_its_batches_
         for number, count in enumerate(rows):
             times = seen(items, f"t{number}")
             once = sum(value == 1 for value in times.values())
-            told = covered(count, [np.array(batch) for name, batch in items if name == f"t{number}"])
-            assert told == Coverage(once, len(times) - once, count - len(times))
+            told = Seen()
+            for name, batch in items:
+                if name == f"t{number}":
+                    told.add(np.array(batch, dtype=np.int64))
+            assert told.coverage(count) == Coverage(once, len(times) - once, count - len(times))
     for number, count in enumerate(rows):
         batches = [found for name, found in everything if name == f"t{number}"]
         stream = made_stream(count, size, seed=number)

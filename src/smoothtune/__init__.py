@@ -29,11 +29,11 @@ _HOME = {
 __all__ = ["Experiment", "Model", "Run", "SmoothtuneError", "__version__", "load", "train"]
 
 
-def load(run_dir: str | Path, *, device: str = "auto") -> Model:
+def load(run_dir: str | Path, *, device: str = "auto", precision: str = "auto") -> Model:
     """The trained model of a run folder or model folder. Raises `ModelFileError` when it is neither."""
     from smoothtune.inference.model import Model
 
-    return Model.load(run_dir, device=device)
+    return Model.load(run_dir, device=device, precision=precision)
 
 
 def __getattr__(name: str) -> Any:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["classification", "binary", "regression"]
 Input = Literal["single", "separate", "joint"]
+Needs = Literal["states", "cls", "mean"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,8 @@ class Batch:
     `tokens` holds R rows: B for `single` and `joint` input, 2B for `separate` (rows 0..B-1 are the first texts, rows
     B..2B-1 the second). `labels` is (B,): int64 class numbers, float32 0/1 for binary, float32 label units for
     regression, or None in prediction. `rows` (B,) int64 are row numbers of the data file, for error messages.
+    `states` (R, T, D) are the encoder's answer where it is kept, so that no encoder has to run: then `tokens` is their mask
+    alone (`input_ids` is (R, 0)), and a pooled state stands for a text of one token.
     """
 
     task: str
@@ -49,11 +52,15 @@ class Batch:
     tokens: Tokens
     labels: Tensor | None
     rows: Tensor
+    states: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device (`rows` stay where they are)."""
+        if self.tokens.mask.device == device:
+            return self
         labels = None if self.labels is None else self.labels.to(device)
-        return replace(self, tokens=self.tokens.to(device), labels=labels)
+        states = None if self.states is None else self.states.to(device)
+        return replace(self, tokens=self.tokens.to(device), labels=labels, states=states)

@@ -115,6 +115,9 @@ def _warnings(report: CheckReport) -> Iterator[str]:
             if found.duplicates.count:
                 what = counted(found.duplicates.count, "repeated row", "repeated rows")
                 yield f"warning: {where}: {what}, {_example(found.duplicates)}"
+    if report.frozen:
+        stages = f"{'stage' if len(report.frozen) == 1 else 'stages'} {', '.join(report.frozen)}"
+        yield f"note: {stages}: nothing in the encoder trains, so there is no dropout in it and its states can be kept"
     for where, leaks in _leaks(report):
         yield from (f"warning: {where}: {what}" for what in _leak_texts(leaks))
 

@@ -45,7 +45,7 @@ app = typer.Typer(
 )
 app.command()(train)
 app.command()(evaluate)
-app.command(short_help="Predict one task for every row of a file.")(predict)
+app.command(short_help="Predict tasks for every row of a file.")(predict)
 app.command(short_help="Report what is in the data and what is wrong with them.")(check)
 app.command("list", short_help="List packaged experiments and all kinds.")(list_things)
 app.command(short_help="Print an experiment as TOML.")(show)

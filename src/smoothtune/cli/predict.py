@@ -12,7 +12,12 @@ from smoothtune.cli.options import RunFolder
 
 def predict(
     run: RunFolder,
-    task: Annotated[str, typer.Option("--task", help="The task to answer.")],
+    task: Annotated[
+        list[str],
+        typer.Option(
+            "--task", metavar="TASK", help="The task to answer; several as A,B or repeated, on the same texts."
+        ),
+    ],
     source: Annotated[
         Optional[str],  # noqa: UP045
         typer.Argument(metavar="INPUT", help="File with the task's text columns; default: stdin."),
@@ -24,19 +29,43 @@ def predict(
         typer.Option("--input-format", help="tsv, csv or jsonl on stdin; default: tsv. A file's suffix says its own."),
     ] = None,
     probabilities: Annotated[
-        bool, typer.Option("--probabilities", help="Add a column p_LABEL for every label.")
+        bool,
+        typer.Option("--probabilities", help="Add a column p_LABEL (of several tasks: p_TASK_LABEL) for every label."),
     ] = False,
+    precision: Annotated[
+        str,
+        typer.Option("--precision", help="float32, bfloat16 or auto: as in training, or the faster if answers agree."),
+    ] = "auto",
+    report: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--report", help="JSON file to write: rows, tasks, and the precision with its measurement."),
+    ] = None,
 ) -> None:
-    """Predict one task for every row of a file, in order, in constant memory.
+    """Predict tasks for every row of a file, in order, in constant memory.
+
+    The column of one task is called prediction; those of several prediction_TASK. Several share what they can of the work.
 
     \b
     Examples:
       smoothtune predict runs/first --task sst reviews.tsv --out answers.tsv
       smoothtune predict runs/first --task quora pairs.csv --probabilities --format jsonl
+      smoothtune predict runs/first --task sst,polite reviews.tsv
       cat reviews.tsv | smoothtune predict runs/first --task sst
     """  # noqa: D301 - click reads \b
     from smoothtune.workflow.predict import predict_file
 
-    count = predict_file(run, task, source, out, form=form, with_probabilities=probabilities, input_form=input_form)
+    done = predict_file(
+        run,
+        tuple(dict.fromkeys(name for item in task for name in item.split(","))),
+        source,
+        out,
+        form=form,
+        with_probabilities=probabilities,
+        input_form=input_form,
+        precision=precision,
+        report=report,
+    )
+    if done.precision is not None:
+        typer.echo(str(done.precision), err=True)
     where = "" if out is None else f" in {out}"
-    typer.echo(f"{count:,} rows predicted{where}", err=True)
+    typer.echo(f"{done.rows:,} rows predicted{where}", err=True)

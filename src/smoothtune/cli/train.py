@@ -54,6 +54,7 @@ def train(
 
 
 _SAY_EVERY = 30.0  # seconds of training between lines where no bar can be drawn
+_DRAW_EVERY = 0.1  # seconds between changes of the bar: a step may take less than writing it out
 
 
 class Watcher:
@@ -68,7 +69,7 @@ class Watcher:
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
-            TextColumn("{task.completed}/{task.total} steps"),
+            TextColumn("{task.completed}/{task.total} {task.fields[unit]}"),
             TimeRemainingColumn(compact=True),
             TextColumn("{task.fields[losses]}"),
             console=self._console,
@@ -78,6 +79,7 @@ class Watcher:
         self._bar: Any = None
         self._losses: dict[str, float] = {}
         self._said = 0.0
+        self._drawn = 0.0
         self._explained: set[str] = set()
 
     def close(self) -> None:
@@ -88,24 +90,26 @@ class Watcher:
         """Take one event."""
         from smoothtune.training.loop import StepReport
         from smoothtune.training.stage import StageBegin, StageEnd, StageEpoch
+        from smoothtune.workflow.frozen import Encoding, FrozenStates
         from smoothtune.workflow.train import RunBegin, RunEnd
 
-        if isinstance(event, RunBegin):
+        if isinstance(event, StepReport):
+            self._step(event)
+        elif isinstance(event, RunBegin):
             from smoothtune.cli.check import print_warnings
 
             self._console.print(f"run folder: {event.folder}", soft_wrap=True)
             print_warnings(event.check, self._console)
+        elif isinstance(event, Encoding):
+            self._encoding(event)
+        elif isinstance(event, FrozenStates):
+            self._frozen(event)
         elif isinstance(event, StageBegin):
             self._begin(event)
-        elif isinstance(event, StepReport):
-            self._step(event)
         elif isinstance(event, StageEpoch):
             self._epoch(event)
         elif isinstance(event, StageEnd):
-            self._progress.stop()
-            if self._bar is not None:
-                self._progress.remove_task(self._bar)
-                self._bar = None
+            self._take_bar_away()
             self._console.print(f"stage {event.stage} ended: {event.reason}; best {event.metric} {event.best:.4f}")
         elif isinstance(event, RunEnd):
             self._explain(event.undefined)
@@ -118,14 +122,46 @@ class Watcher:
             f"trains {event.trained:,} of {event.parameters:,} parameters ({share:.1%})",
             soft_wrap=True,
         )
-        self._losses, self._said = {}, 0.0
+        self._losses, self._said, self._drawn = {}, 0.0, 0.0
         self._progress.start()
-        self._bar = self._progress.add_task(event.stage, total=event.steps, losses="")
+        self._bar = self._progress.add_task(event.stage, total=event.steps, losses="", unit="steps")
+
+    def _take_bar_away(self) -> None:
+        self._progress.stop()
+        if self._bar is not None:
+            self._progress.remove_task(self._bar)
+            self._bar = None
+
+    def _encoding(self, event: Any) -> None:
+        """The bar of a frozen encoder that reads its texts."""
+        if self._bar is None:
+            self._progress.start()
+            self._bar = self._progress.add_task(event.stage, total=event.texts, losses="encoding", unit="texts")
+        self._progress.update(self._bar, completed=event.done)
+
+    def _frozen(self, event: Any) -> None:
+        self._take_bar_away()
+        rest = f"stage {event.stage}: nothing in the encoder trains, so there is no dropout in it"
+        if event.obstacle is not None:
+            self._console.print(
+                f"warning: {rest}; its states cannot be kept, so each step computes them: {event.obstacle}",
+                soft_wrap=True,
+            )
+            return
+        encoded = f"{event.encoded:,} encoded in {event.seconds:.1f} s" if event.encoded else "all were there already"
+        self._console.print(
+            f"{rest}; its states of {event.texts:,} texts are kept, {event.bytes / 1e6:,.1f} MB in the cache: {encoded}",
+            soft_wrap=True,
+        )
 
     def _step(self, event: Any) -> None:
         for task, parts in event.losses.items():
             before = self._losses.get(task, parts["unweighted"])
             self._losses[task] = 0.95 * before + 0.05 * parts["unweighted"]
+        next_time = self._drawn + _DRAW_EVERY if self._console.is_terminal else self._said + _SAY_EVERY
+        if event.seconds < next_time and event.step < event.of_steps:
+            return
+        self._drawn = event.seconds
         losses = "  ".join(f"{task} {loss:.3f}" for task, loss in self._losses.items())
         self._progress.update(self._bar, completed=event.step, losses=losses)
         if not self._console.is_terminal and event.seconds >= self._said + _SAY_EVERY:

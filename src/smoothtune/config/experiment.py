@@ -18,6 +18,11 @@ class RuntimeOptions(Options):
 
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto: a GPU if there is one")
     threads: int | None = Field(None, ge=1, description="processor threads; default: one per core this process may use")
+    frozen_states: Literal["auto", "off"] = Field(
+        "auto",
+        description="auto: a stage that trains nothing in the encoder reads each text once and keeps the encoder's states in "
+        "the cache, within a quarter of the free disk; off: encode at every step",
+    )
 
 
 class Experiment(Options):

@@ -113,6 +113,11 @@ class Stage(Options):
         return {**values, "schedule_options": {**options, "kind": schedule}}
 
     @property
+    def trains_encoder(self) -> bool:
+        """Whether anything inside the encoder learns."""
+        return any(selector.partition(".")[0] == "encoder" for selector in self.train)
+
+    @property
     def every_task(self) -> bool:
         """Whether one optimiser step takes one batch of every task."""
         return bool(getattr(self.schedule_options, "every_task", False))

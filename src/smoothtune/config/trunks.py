@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from smoothtune.config.options import Options
-from smoothtune.types import Input
+from smoothtune.types import Input, Needs
 
 Pooling = Literal["cls", "mean"]
 
@@ -18,6 +18,11 @@ class TrunkBase(Options):
     input: ClassVar[Input]
     output: ClassVar[Literal["linear", "two_layer"]] = "linear"
 
+    @property
+    def needs(self) -> Needs:
+        """All token states, or no more than their first (`cls`) or their mean: then it answers a pooled state alike."""
+        return "states"
+
 
 class ClsTrunk(TrunkBase):
     """One text: the state of its first token."""
@@ -26,6 +31,11 @@ class ClsTrunk(TrunkBase):
     kind: Literal["cls"] = "cls"
     dropout: float = Field(0.1, ge=0, lt=1)
 
+    @property
+    def needs(self) -> Needs:
+        """See `TrunkBase.needs`."""
+        return "cls"
+
 
 class MeanTrunk(TrunkBase):
     """One text: the mean of its token states."""
@@ -33,6 +43,11 @@ class MeanTrunk(TrunkBase):
     input: ClassVar[Input] = "single"
     kind: Literal["mean"] = "mean"
     dropout: float = Field(0.1, ge=0, lt=1)
+
+    @property
+    def needs(self) -> Needs:
+        """See `TrunkBase.needs`."""
+        return "mean"
 
 
 class ConvBilstmTrunk(TrunkBase):
@@ -62,6 +77,11 @@ class SiameseTrunk(TrunkBase):
     pooling: Pooling = "mean"
     dropout: float = Field(0.1, ge=0, lt=1)
 
+    @property
+    def needs(self) -> Needs:
+        """See `TrunkBase.needs`."""
+        return self.pooling
+
 
 class CosineTrunk(TrunkBase):
     """Two texts: one feature, the cosine of their pooled states."""
@@ -69,6 +89,11 @@ class CosineTrunk(TrunkBase):
     input: ClassVar[Input] = "separate"
     kind: Literal["cosine"] = "cosine"
     pooling: Pooling = "mean"
+
+    @property
+    def needs(self) -> Needs:
+        """See `TrunkBase.needs`."""
+        return self.pooling
 
 
 class JointTrunk(TrunkBase):
@@ -78,6 +103,11 @@ class JointTrunk(TrunkBase):
     kind: Literal["joint"] = "joint"
     pooling: Pooling = "cls"
     dropout: float = Field(0.1, ge=0, lt=1)
+
+    @property
+    def needs(self) -> Needs:
+        """See `TrunkBase.needs`."""
+        return self.pooling
 
 
 class PwimDcnnTrunk(TrunkBase):

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from difflib import get_close_matches
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from smoothtune.data.source import Flaw, Record
 
@@ -24,13 +25,13 @@ class LineTooLongError(ValueError):
     """A physical line is longer than `LINE_LIMIT` bytes: the file is hardly text."""
 
 
-def raw_lines(path: Path) -> Iterator[bytes]:
+def raw_lines(path: Path, file: BinaryIO | None = None) -> Iterator[bytes]:
     r"""The lines of a file with their ends, split at \n alone; a byte-order mark at the start is dropped.
 
-    Raises `LineTooLongError`.
+    With `file`, the file at `path` is open already. Raises `LineTooLongError`.
     """
-    with path.open("rb") as file:
-        for number, raw in enumerate(iter(partial(file.readline, LINE_LIMIT), b"")):
+    with nullcontext(file) if file is not None else path.open("rb") as stream:
+        for number, raw in enumerate(iter(partial(stream.readline, LINE_LIMIT), b"")):
             if len(raw) == LINE_LIMIT and not raw.endswith(b"\n"):
                 raise LineTooLongError(f"a line is longer than {LINE_LIMIT >> 20} MiB")
             text = raw if number else raw.removeprefix(_BOM)  # no seeking: the file may be a pipe
@@ -44,12 +45,12 @@ class _Lines:
     Bad bytes become lone surrogates, so that the quotes and separators of the line still count.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, raw: Iterator[bytes]) -> None:
+        self._raw = raw
         self.dirty = 0
 
     def __iter__(self) -> Iterator[str]:
-        for number, raw in enumerate(raw_lines(self.path), start=1):
+        for number, raw in enumerate(self._raw, start=1):
             try:
                 line = raw.decode()
             except UnicodeDecodeError:
@@ -60,13 +61,15 @@ class _Lines:
             yield line
 
 
-def read_delimited(path: Path, columns: Sequence[str], delimiter: str) -> Iterator[Record | Flaw]:
+def read_delimited(
+    path: Path, columns: Sequence[str], delimiter: str, file: BinaryIO | None = None
+) -> Iterator[Record | Flaw]:
     """The `columns` of each row, and a `Flaw` for each row that cannot be read; reading goes on behind it.
 
     The first line names the columns. Empty lines are skipped. After a flaw of the header, an endless line or a quote
     that is never closed nothing follows.
     """
-    lines = _Lines(path)
+    lines = _Lines(raw_lines(path, file))
     reader = csv.reader(iter(lines), delimiter=delimiter, strict=True)
     try:
         header = next(reader, [])

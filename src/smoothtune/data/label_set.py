@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from smoothtune.data.checks import KEPT, Finding
+from smoothtune.data.columns import blocks, counting
+from smoothtune.data.keys import label_keys
 from smoothtune.data.rows import RowTable
 from smoothtune.data.values import label_text, parse_number
 from smoothtune.errors import DataError, Problem
@@ -29,18 +29,30 @@ def fit_labels(table: RowTable, chosen: NDArray[np.int32] | None = None) -> tupl
     Raises `DataError` for a single label, for other than two in a binary task, and for labels that look like
     measurements: more than 1,000, or more than 50 that are more than half as many as the rows.
     """
-    column = table.labels() if chosen is None else table.labels().take(pa.array(chosen))
-    labels = _sorted(pc.unique(column).to_pylist())
-    what = _what_is_wrong(labels, len(column), table.spec.kind)
+    rows = _first_rows(table, counting(len(table)) if chosen is None else chosen)
+    texts = table.labels()
+    # Of too many labels only the number is told.
+    labels = _sorted([texts[row].as_py() for row in rows]) if len(rows) <= MOST_LABELS else ()
+    what = _what_is_wrong(labels, len(rows), len(table) if chosen is None else len(chosen), table.spec.kind)
     if what:
         problem = Problem(table.source.shown, f"column {table.spec.label!r} {what}")
         raise DataError(f"The labels of {table.name} cannot be used.", [problem])
     return labels
 
 
-def _what_is_wrong(labels: tuple[str, ...], rows: int, kind: Kind) -> str:
-    many = f"has {len(labels):,} different labels in {rows:,} rows"
-    if len(labels) > MOST_LABELS or (len(labels) > FEW_LABELS and 2 * len(labels) > rows):
+def _first_rows(table: RowTable, chosen: NDArray[np.int32]) -> list[int]:
+    """The first of the chosen rows of each label."""
+    keys, found = table.label_keys(), dict[int, int]()
+    for part in blocks(len(chosen)):
+        some, first = np.unique(keys[chosen[part]], return_index=True)
+        for key, at in zip(some.tolist(), first.tolist(), strict=True):
+            found.setdefault(key, int(chosen[part][at]))
+    return list(found.values())
+
+
+def _what_is_wrong(labels: tuple[str, ...], count: int, rows: int, kind: Kind) -> str:
+    many = f"has {count:,} different labels in {rows:,} rows"
+    if count > MOST_LABELS or (count > FEW_LABELS and 2 * count > rows):
         return f"{many}; is this a regression?"
     if len(labels) < 2:
         return f"has only the label {labels[0]!r}; a {kind} task needs two or more" if labels else "has no labels"
@@ -57,14 +69,17 @@ def _sorted(labels: list[str]) -> tuple[str, ...]:
 
 
 def rows_outside(table: RowTable, labels: Sequence[str], chosen: NDArray[np.int32] | None = None) -> NDArray[np.int64]:
-    """The row numbers, in order, whose label is not among `labels`; both sides in the one spelling of `label_text`.
+    """The row numbers, in order, whose label is not among `labels`, of all rows or of the `chosen` (M,) positions."""
+    inside = inside_labels(table, labels)
+    rows = counting(len(table)) if chosen is None else chosen
+    outside = [rows[part][~inside(rows[part])] for part in blocks(len(rows))]
+    return np.concatenate([np.empty(0, dtype=np.int64), *outside])
 
-    Looks at all rows, or at the `chosen` (M,) positions.
-    """
-    known = pa.array([label_text(label) for label in labels], pa.string())
-    inside = pc.is_in(table.labels(), value_set=known).to_numpy()
-    outside = np.flatnonzero(~inside.astype(bool))
-    return outside if chosen is None else np.intersect1d(outside, chosen)
+
+def inside_labels(table: RowTable, labels: Sequence[str]) -> Callable[[NDArray[np.int32]], NDArray[np.bool_]]:
+    """Tells of rows (n,) whether their label is among `labels`, (n,); both sides in the one spelling of `label_text`."""
+    known, keys = label_keys(map(label_text, labels)), table.label_keys()
+    return lambda rows: np.isin(keys[rows], known)
 
 
 def check_labels(

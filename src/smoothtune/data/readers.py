@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING, BinaryIO
 
 from smoothtune.data.delimited import (
     LINE_LIMIT,
@@ -22,21 +19,23 @@ from smoothtune.data.source import Flaw, Record, Source
 from smoothtune.data.values import cell_text
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from datasets import Dataset
 
 _ROWS = 1_000
 
 
-def read_records(source: Source, columns: Sequence[str]) -> Iterator[Record | Flaw]:
+def read_records(source: Source, columns: Sequence[str], file: BinaryIO | None = None) -> Iterator[Record | Flaw]:
     """The wanted `columns` of each row of `source` as text, in file order, and a `Flaw` where a row cannot be read.
 
-    Class labels of `datasets` (ClassLabel) come as their numbers. Memory does not grow with the source.
+    Class labels of `datasets` (ClassLabel) come as their numbers. Memory does not grow with the source. `file` is the file
+    of a source that `has_lines`, where it is open already.
     """
     if source.kind in ("tsv", "csv"):
         assert source.path is not None
-        yield from read_delimited(source.path, columns, "\t" if source.kind == "tsv" else ",")
+        yield from read_delimited(source.path, columns, "\t" if source.kind == "tsv" else ",", file)
     elif source.kind == "jsonl":
-        yield from _read_jsonl(source, columns)
+        yield from _read_jsonl(source, columns, file)
     elif source.kind == "parquet":
         yield from _read_parquet(source, columns)
     elif source.kind == "saved":
@@ -46,11 +45,11 @@ def read_records(source: Source, columns: Sequence[str]) -> Iterator[Record | Fl
         yield from _read_dataset(dataset, columns)
 
 
-def _read_jsonl(source: Source, columns: Sequence[str]) -> Iterator[Record | Flaw]:
+def _read_jsonl(source: Source, columns: Sequence[str], file: BinaryIO | None) -> Iterator[Record | Flaw]:
     assert source.path is not None
     number = 0
     try:
-        for number, raw in enumerate(raw_lines(source.path), start=1):
+        for number, raw in enumerate(raw_lines(source.path, file), start=1):
             if not raw.isspace():
                 yield _json_record(number, raw, columns)
     except LineTooLongError:
@@ -80,6 +79,9 @@ def _json_name(value: object) -> str:
 
 
 def _read_parquet(source: Source, columns: Sequence[str]) -> Iterator[Record | Flaw]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
         with pq.ParquetFile(source.location) as file:
             flaws = header_flaws(file.schema_arrow.names, columns)

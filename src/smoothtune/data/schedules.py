@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,6 +16,7 @@ from smoothtune.config.schedules import (
     RoundRobinOptions,
     TemperatureOptions,
 )
+from smoothtune.data.columns import blocks, scratch
 from smoothtune.runtime.random import numpy_stream
 from smoothtune.types import Batch
 
@@ -47,11 +48,27 @@ class Coverage:
     unseen: int
 
 
-def covered(rows: int, seen: Iterable[np.ndarray]) -> Coverage:
-    """Coverage of a task of `rows` rows by batches with row numbers `seen`, each (B,)."""
-    numbers, times = np.unique(np.concatenate([np.empty(0, dtype=np.int64), *seen]), return_counts=True)
-    once = int((times == 1).sum())
-    return Coverage(once, len(numbers) - once, rows - len(numbers))
+class Seen:
+    """How often one epoch saw the rows of one task: once or more, a byte for each line of the data file."""
+
+    def __init__(self) -> None:
+        self._times = scratch(0, np.uint8)
+
+    def add(self, lines: np.ndarray) -> None:
+        """One batch of rows with line numbers (B,), all different."""
+        most = int(lines.max(initial=-1)) + 1
+        if most > len(self._times):
+            times, self._times = self._times, scratch(2 * most, np.uint8)
+            self._times[: len(times)] = times
+        self._times[lines] = np.minimum(self._times[lines] + 1, 2)
+
+    def coverage(self, rows: int) -> Coverage:
+        """What became of the `rows` rows of the task."""
+        counts = np.zeros(3, dtype=np.int64)
+        for part in blocks(len(self._times)):
+            counts += np.bincount(self._times[part], minlength=3)
+        _, once, repeated = counts.tolist()
+        return Coverage(once, repeated, rows - once - repeated)
 
 
 class Schedule(ABC):

@@ -10,14 +10,15 @@ A source text is one of
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple, NoReturn
 
 import smoothtune.config
+from smoothtune.data.content import KnownContents, content_of
 from smoothtune.data.hub import load_through_datasets
 from smoothtune.errors import DataError, Problem
 
@@ -31,7 +32,6 @@ _SUFFIXES: dict[str, SourceKind] = {
     ".parquet": "parquet",
 }
 _HUB_FORM = "write hf:OWNER/NAME:SPLIT or hf:OWNER/NAME/CONFIG:SPLIT, for example hf:stanfordnlp/sst2:train"
-_BLOCK = 1 << 20
 
 
 class Record(NamedTuple):
@@ -51,7 +51,10 @@ class Flaw(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A resolved source. `path` is set for files and folders, `dataset_id` for the Hub; messages say `shown`."""
+    """A resolved source. `path` is set for files and folders, `dataset_id` for the Hub; messages say `shown`.
+
+    `content` is the fingerprint of what was read of it, once it was.
+    """
 
     kind: SourceKind
     shown: str
@@ -59,6 +62,7 @@ class Source:
     dataset_id: str | None = None
     config: str | None = None
     split: str | None = None
+    content: str | None = field(default=None, compare=False)
 
     @property
     def location(self) -> str:
@@ -69,17 +73,31 @@ class Source:
         """`file:line` for files made of lines, `file row N` for the others, the bare name for line 0."""
         if line == 0:
             return self.shown
-        return f"{self.shown}:{line}" if self.kind in ("tsv", "csv", "jsonl") else f"{self.shown} row {line}"
+        return f"{self.shown}:{line}" if self.has_lines else f"{self.shown} row {line}"
 
-    def fingerprint(self) -> str:
+    @property
+    def has_lines(self) -> bool:
+        """Whether it is a file that is read line by line, from the first to the last."""
+        return self.kind in ("tsv", "csv", "jsonl")
+
+    def fingerprint(self, known: KnownContents | None = None) -> str:
         """A text that changes with the content: sha256 of a file, or of all files of a folder; the Hub's own for ids.
 
-        Reads the whole file in blocks. Raises `DataError` when it cannot be read.
+        Reads files in blocks, but not those that are `known` to be as they were, and none once `content` is there. Raises
+        `DataError` when one cannot be read.
         """
+        if self.content is not None:
+            return self.content
         if self.path is None:
             return str(load_through_datasets(self.location, self.config, str(self.split), self.shown)._fingerprint)
+        with self.opening():
+            return content_of(self.path) if known is None else known.of(self.path)
+
+    @contextmanager
+    def opening(self) -> Iterator[None]:
+        """What keeps the file from being read inside is a `DataError` that names it."""
         try:
-            return _hash_folder(self.path) if self.path.is_dir() else _hash_file(self.path)
+            yield
         except OSError as error:
             _fail(self.shown, f"cannot be read ({error.strerror}): {self.path}")
 
@@ -149,17 +167,3 @@ def _hub_source(shown: str, base: Path) -> Source:
 
 def _fail(shown: str, what: str) -> NoReturn:
     raise DataError("A data source cannot be used.", [Problem(shown, what)])
-
-
-def _hash_file(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _hash_folder(folder: Path) -> str:
-    files = sorted(Path(parent) / name for parent, _, names in os.walk(folder) for name in names)
-    lines = [f"{path.relative_to(folder).as_posix()}\0{_hash_file(path)}" for path in files]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

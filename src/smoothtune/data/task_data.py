@@ -5,20 +5,23 @@ Knows nothing of models; is given a tokenizer.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import DTypeLike
 from tokenizers import Tokenizer
 
 from smoothtune.config.experiment import Experiment
 from smoothtune.config.tasks import AnyTask
 from smoothtune.data.batching import Examples
 from smoothtune.data.checks import RowSpec
-from smoothtune.data.label_set import check_labels, fit_labels, rows_outside
+from smoothtune.data.columns import blocks, counting, filled, gathered
+from smoothtune.data.keys import label_keys
+from smoothtune.data.label_set import check_labels, fit_labels, inside_labels
 from smoothtune.data.rows import RowTable, prepare_rows
 from smoothtune.data.source import resolve_source
 from smoothtune.data.tokenising import TokenColumn, tokenise
@@ -35,7 +38,7 @@ _HELD_OUT_LABEL = "; `dev` holds out all rows of this label: list all labels in 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """One split of a task: `chosen` (M,) int32 are positions in `table`; `left_out` counts the others by reason."""
+    """One split of a task: `chosen` (M,) int32, ascending, are positions in `table`; `left_out` counts the others by reason."""
 
     table: RowTable
     chosen: np.ndarray
@@ -47,6 +50,11 @@ class Split:
     def texts(self) -> list[tuple[str, ...]]:
         """All texts of the split, in memory."""
         return self.table.texts(self.chosen)
+
+    def keeping(self, wanted: Callable[[np.ndarray], np.ndarray], left_out: dict[str, int]) -> Split:
+        """The rows (n,) for which `wanted` says so, (n,) bool; it is asked about some at a time."""
+        parts = (self.chosen[part] for part in blocks(len(self)))
+        return Split(self.table, filled(len(self), np.int32, (rows[wanted(rows)] for rows in parts)), left_out)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +73,7 @@ class TaskData:
     def targets(self, split: str) -> np.ndarray:
         """Labels of the chosen rows as numbers, (M,): int64 classes, float32 0/1 or label units."""
         part = self.splits[split]
-        numbers: np.ndarray = label_numbers(part.table, self.task, self.labels)[part.chosen]
-        return numbers
+        return gathered(label_numbers(part.table, self.task, self.labels), part.chosen)
 
 
 def read_tasks(
@@ -189,18 +196,20 @@ def _fixed_labels(task: AnyTask) -> tuple[str, ...] | None:
 
 
 def _whole(table: RowTable) -> Split:
-    return Split(table, np.arange(len(table), dtype=np.int32), dict(table.left_out))
+    return Split(table, counting(len(table)), dict(table.left_out))
 
 
 def _with_known_labels(part: Split, task: AnyTask, labels: tuple[str, ...] | None) -> Split:
-    outside = rows_outside(part.table, labels, part.chosen) if labels is not None else ()
-    if not len(outside):
+    if labels is None:
         return part
     if task.on_bad_row == "error":
-        assert labels is not None
-        raise DataError("The data cannot be used:", check_labels(part.table, labels, part.chosen))
-    chosen = part.chosen[~np.isin(part.chosen, outside)]
-    return Split(part.table, chosen, {**part.left_out, UNKNOWN_LABEL: len(outside)})
+        problems = check_labels(part.table, labels, part.chosen)
+        if problems:
+            raise DataError("The data cannot be used:", problems)
+        return part
+    kept = part.keeping(inside_labels(part.table, labels), part.left_out)
+    unknown = {UNKNOWN_LABEL: len(part) - len(kept)} if len(kept) < len(part) else {}
+    return replace(kept, left_out={**part.left_out, **unknown})
 
 
 def _held_out(train: Split, fraction: float, seed: int) -> dict[str, Split]:
@@ -209,13 +218,17 @@ def _held_out(train: Split, fraction: float, seed: int) -> dict[str, Split]:
     Tasks that hold out the same fraction of the same texts hold out the same ones. What one task holds out another may
     train on where their fractions differ, or where it names a dev file: `findings.leaks` counts such rows.
     """
-    keys = train.table.keys()[train.chosen] ^ np.uint64(stream_number(seed, "held out"))
-    mixed = keys * np.uint64(0x9E3779B97F4A7C15)
-    mixed = (mixed ^ (mixed >> np.uint64(32))) * np.uint64(0xD6E8FEB86659FD93)
-    dev = (mixed >> np.uint64(11)).astype(np.float64) / float(1 << 53) < fraction
+    keys, mixer = train.table.keys(), np.uint64(stream_number(seed, "held out"))
+
+    def in_dev(rows: np.ndarray) -> np.ndarray:
+        mixed = (keys[rows] ^ mixer) * np.uint64(0x9E3779B97F4A7C15)
+        mixed = (mixed ^ (mixed >> np.uint64(32))) * np.uint64(0xD6E8FEB86659FD93)
+        share: np.ndarray = (mixed >> np.uint64(11)).astype(np.float64) / float(1 << 53)
+        return share < fraction
+
     return {
-        "train": Split(train.table, train.chosen[~dev], train.left_out),
-        "dev": Split(train.table, train.chosen[dev], {}),
+        "train": train.keeping(lambda rows: ~in_dev(rows), train.left_out),
+        "dev": train.keeping(in_dev, {}),
     }
 
 
@@ -229,11 +242,24 @@ def _sample(train: Split, most: int | None, seed: int, name: str) -> Split:
 
 def label_numbers(table: RowTable, task: AnyTask, labels: tuple[str, ...] | None) -> np.ndarray:
     """Labels of all rows of a table as numbers, (N,); rows whose label is not in `labels` get -1."""
-    column = table.labels()
     if labels is None:
-        return np.asarray(pc.cast(column, pa.float32()).to_numpy())
-    numbers = pc.fill_null(pc.index_in(column, value_set=pa.array(labels, pa.string())), -1).to_numpy()
-    return np.asarray(numbers, dtype=np.float32 if task.kind == "binary" else np.int64)
+        return measurements(table, np.float32)
+    keys, known = table.label_keys(), label_keys(labels)
+    order = np.argsort(known)
+    dtype = np.float32 if task.kind == "binary" else np.int64
+    return filled(len(table), dtype, (_positions(keys[part], known[order], order) for part in blocks(len(table))))
+
+
+def measurements(table: RowTable, dtype: DTypeLike) -> np.ndarray:
+    """The labels of all rows of a regression, in label units, (N,)."""
+    kind = pa.from_numpy_dtype(dtype)
+    return filled(len(table), dtype, (pc.cast(chunk, kind).to_numpy() for chunk in table.labels().chunks))
+
+
+def _positions(keys: np.ndarray, known: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """The `order` (C,) of each of `keys` (n,) in the ascending `known` (C,), -1 where it is not among them."""
+    at = np.searchsorted(known, keys).clip(max=len(known) - 1)
+    return np.where(known[at] == keys, order[at], -1)
 
 
 def make_examples(

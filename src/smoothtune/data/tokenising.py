@@ -1,27 +1,37 @@
-"""Token ids of a row table, on disk and memory-mapped. Knows nothing of batches or labels."""
+"""Token ids of a row table, on disk and memory-mapped. Knows nothing of batches or labels.
+
+The texts of a table are gone through once, in chunks: while one is encoded, on all cores unless TOKENIZERS_PARALLELISM
+says otherwise, the one before is written. Texts longer than the limit are encoded a second time for their whole length.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import tempfile
 import threading
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
+from numpy.typing import DTypeLike
 from tokenizers import Tokenizer
 
+from smoothtune.data.columns import ColumnWriter, open_column
+from smoothtune.data.entry import aside, settle
 from smoothtune.errors import ModelFileError
 from smoothtune.types import Input
 
 _FORMAT = 1
-_CHUNK = 8192
+_CHUNK = 2048
 # Cutting is a setting of the tokenizer itself, so threads that share one take turns.
 _SETTINGS = threading.Lock()
+_Result = TypeVar("_Result")
+_Part = tuple[list[Any], list[int]]  # the encodings of a column, and their lengths before cutting
 
 
 class TextTable(Protocol):
@@ -55,9 +65,9 @@ class TokenColumn:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    def lengths(self) -> np.ndarray:
-        """Tokens of each sequence after cutting, (N,) int32."""
-        return np.diff(self.offsets).astype(np.int32)
+    def lengths(self, rows: np.ndarray | None = None) -> np.ndarray:
+        """Tokens of the sequences `rows` (M,), by default of all (N,), after cutting, int64."""
+        return np.diff(self.offsets) if rows is None else np.asarray(self.offsets[rows + 1] - self.offsets[rows])
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
@@ -126,39 +136,48 @@ def tokenise(
 
 
 def _write(table: TextTable, tokenizer: Tokenizer, reads: Input, max_length: int, folder: Path) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix="tokens-", suffix=".part", dir=folder.parent))
-    try:
+    def encoded(rows: list[tuple[str, ...]]) -> list[_Part]:
+        columns = encode(tokenizer, rows, reads, max_length)
+        fulls = (_full_lengths(tokenizer, rows, column, number, reads) for number, column in enumerate(columns))
+        return list(zip(columns, fulls, strict=True))
+
+    with aside(folder.parent) as written:
         count = 2 if reads == "separate" else 1
-        writers = [_ColumnWriter(aside, number, tokenizer.get_vocab_size()) for number in range(count)]
-        for rows in table.chunks(_CHUNK):
-            encoded = encode(tokenizer, rows, reads, max_length)
-            for number, (writer, encodings) in enumerate(zip(writers, encoded, strict=True)):
-                full = _full_lengths(tokenizer, rows, encodings, number, reads)
-                writer.add(encodings, full)
+        writers = [_ColumnWriter(written, number, tokenizer.get_vocab_size()) for number in range(count)]
+        for parts in _ahead(encoded, table.chunks(_CHUNK)):
+            for writer, (encodings, full) in zip(writers, parts, strict=True):
+                writer.add(encodings, full, joint=reads == "joint")
         for writer in writers:
             writer.close()
-        (aside / "done.json").write_text(json.dumps({"columns": count, "format": _FORMAT}))
-        try:
-            aside.rename(folder)
-        except OSError:  # another process was first; its folder is as good
-            if not (folder / "done.json").is_file():
-                raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        (written / "done.json").write_text(json.dumps({"columns": count, "format": _FORMAT}))
+        settle(written, folder)
+
+
+def _ahead(
+    work: Callable[[list[tuple[str, ...]]], _Result], chunks: Iterable[list[tuple[str, ...]]]
+) -> Iterator[_Result]:
+    """What `work` makes of each chunk, in order; the next is on its way while one is used."""
+    with ThreadPoolExecutor(1) as pool:
+        coming: deque[Future[_Result]] = deque()
+        for chunk in chunks:
+            coming.append(pool.submit(work, chunk))
+            if len(coming) > 1:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
 
 
 def _full_lengths(
     tokenizer: Tokenizer, rows: list[tuple[str, ...]], encodings: list[Any], number: int, reads: Input
 ) -> list[int]:
-    lengths = [len(encoding.ids) for encoding in encodings]
+    lengths = [len(encoding) for encoding in encodings]
     cut = [index for index, encoding in enumerate(encodings) if encoding.overflowing]
     if cut:
         inputs = [rows[index] if reads == "joint" else rows[index][number] for index in cut]
         with _SETTINGS:
             whole = tokenizer.encode_batch_fast(inputs)
         for index, encoding in zip(cut, whole, strict=True):
-            lengths[index] = len(encoding.ids)
+            lengths[index] = len(encoding)
     return lengths
 
 
@@ -166,51 +185,53 @@ class _ColumnWriter:
     """Appends one column to its files."""
 
     def __init__(self, folder: Path, number: int, vocabulary: int) -> None:
-        self._dtype = np.uint16 if vocabulary <= 1 << 16 else np.int32
-        (folder / f"{number}.dtype").write_text(np.dtype(self._dtype).name)
+        self._dtype = np.dtype(np.uint16 if vocabulary <= 1 << 16 else np.int32)
+        (folder / f"{number}.dtype").write_text(self._dtype.name)
         self._ids, self._offsets, self._second, self._full = (
-            (folder / f"{number}.{name}").open("wb") for name in ("ids", "offsets", "second", "full")
+            ColumnWriter(folder / f"{number}.{name}", dtype) for name, dtype in _dtypes(self._dtype)
         )
         self._end = 0
-        self._offsets.write(np.int64(0).tobytes())
+        self._offsets.add([0])
 
-    def add(self, encodings: list[Any], full: list[int]) -> None:
-        ids = [np.asarray(encoding.ids, dtype=self._dtype) for encoding in encodings]
-        ends = self._end + np.cumsum([len(sequence) for sequence in ids], dtype=np.int64)
-        second = [sum(1 for kind in encoding.type_ids if kind == 0) for encoding in encodings]
-        self._ids.write(np.concatenate(ids).tobytes())
-        self._offsets.write(ends.tobytes())
-        self._second.write(np.asarray(second, dtype=np.int32).tobytes())
-        self._full.write(np.asarray(full, dtype=np.int32).tobytes())
-        self._end = int(ends[-1])
+    def add(self, encodings: list[Any], full: list[int], *, joint: bool) -> None:
+        ids, lengths, second = flattened(encodings, self._dtype, joint=joint)
+        self._ids.add(ids)
+        self._offsets.add(self._end + np.cumsum(lengths))
+        self._second.add(second)
+        self._full.add(full)
+        self._end += len(ids)
 
     def close(self) -> None:
-        for file in (self._ids, self._offsets, self._second, self._full):
-            file.close()
+        for column in (self._ids, self._offsets, self._second, self._full):
+            column.close()
+
+
+def _dtypes(ids: np.dtype[Any]) -> list[tuple[str, Any]]:
+    return [("ids", ids), ("offsets", np.int64), ("second", np.int32), ("full", np.int32)]
 
 
 def _open(folder: Path, number: int) -> TokenColumn:
-    dtype = np.dtype((folder / f"{number}.dtype").read_text())
-    ids, offsets, second, full = (
-        np.memmap(folder / f"{number}.{name}", dtype=kind, mode="r")
-        for name, kind in (("ids", dtype), ("offsets", np.int64), ("second", np.int32), ("full", np.int32))
-    )
-    return TokenColumn(ids, offsets, second, full)
+    ids = np.dtype((folder / f"{number}.dtype").read_text())
+    return TokenColumn(*(open_column(folder / f"{number}.{name}", dtype) for name, dtype in _dtypes(ids)))
+
+
+def flattened(encodings: list[Any], dtype: DTypeLike, *, joint: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All ids in a row (sum of lengths,), lengths (N,) int64, and where each second text begins (N,), or the length."""
+    lengths = np.fromiter((len(encoding) for encoding in encodings), np.int64, len(encodings))
+    every = chain.from_iterable(encoding.ids for encoding in encodings)
+    ids = np.fromiter(every, dtype, int(lengths.sum()))
+    if not joint:
+        return ids, lengths, lengths
+    second = np.fromiter((encoding.type_ids.count(0) for encoding in encodings), np.int64, len(encodings))
+    return ids, lengths, second
 
 
 def in_memory(encodings: list[list[Any]]) -> list[TokenColumn]:
     """Token columns of encodings that are already in memory (prediction); `full` is the length after cutting."""
     columns = []
     for column in encodings:
-        lengths = [len(encoding.ids) for encoding in column]
-        columns.append(
-            TokenColumn(
-                ids=np.concatenate([np.asarray(encoding.ids, dtype=np.int32) for encoding in column]),
-                offsets=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]),
-                second=np.asarray([sum(1 for kind in encoding.type_ids if kind == 0) for encoding in column], np.int32),
-                full=np.asarray(lengths, dtype=np.int32),
-            )
-        )
+        ids, lengths, second = flattened(column, np.int32, joint=True)
+        columns.append(TokenColumn(ids, np.concatenate([[0], np.cumsum(lengths)]), second, lengths))
     return columns
 
 

@@ -1,36 +1,63 @@
-"""Logits for many examples of one task, batched by length. Knows nothing of files or labels."""
+"""Logits for many examples, batched by length, and what they mean. Knows nothing of files or label names."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 
-from smoothtune.data.batching import Examples, plan_sorted
+from smoothtune.data.batching import Examples
+from smoothtune.inference.batches import token_batches
 from smoothtune.nn.model import MultiTaskModel
 from smoothtune.runtime.device import computing_in
 from smoothtune.types import Kind
 
 
-def answer_examples(model: MultiTaskModel, examples: Examples, *, dtype: torch.dtype, batch_size: int) -> np.ndarray:
-    """Logits of all examples in their order: (N, C) for classification, else (N,), float32.
+def answer_examples(
+    model: MultiTaskModel, examples: Examples, *, dtype: torch.dtype, batch_size: int | None = None
+) -> np.ndarray:
+    """Logits of all examples in their order: (N, C) for classification, else (N,), float32. See `answer_tasks`."""
+    return answer_tasks(model, examples, (examples.task,), dtype=dtype, batch_size=batch_size)[examples.task]
 
-    The model is put into eval mode for it and back after.
+
+def answer_tasks(
+    model: MultiTaskModel,
+    examples: Examples,
+    tasks: Sequence[str],
+    *,
+    dtype: torch.dtype,
+    batch_size: int | None = None,
+) -> dict[str, np.ndarray]:
+    """Logits of several tasks that read the same input, from one pass of the encoder over the examples, by task.
+
+    Batches are made by tokens, with at most `batch_size` rows. The model is in eval mode for it and put back after.
     """
-    node = model.tasks[examples.task]
-    shape = (len(examples), node.classes) if node.kind == "classification" else (len(examples),)
-    logits = np.empty(shape, dtype=np.float32)
-    plan = plan_sorted(examples.lengths(), batch_size)
-    device, modes = model.device, [(part, part.training) for part in model.modules()]
+    logits = {task: _space(model, task, len(examples)) for task in tasks}
+    batches = token_batches(examples.lengths(), limit=examples.limit, columns=len(examples.columns), most=batch_size)
+    device = model.device
+    with _in_eval_mode(model), torch.inference_mode(), computing_in(dtype, device):
+        for positions in batches:
+            for task, found in model.answers(examples.batch(positions).to(device), tasks).items():
+                logits[task][positions] = found.float().cpu().numpy()
+    return logits
+
+
+def _space(model: MultiTaskModel, task: str, rows: int) -> np.ndarray:
+    node = model.tasks[task]
+    return np.empty((rows, node.classes) if node.kind == "classification" else (rows,), dtype=np.float32)
+
+
+@contextmanager
+def _in_eval_mode(model: MultiTaskModel) -> Iterator[None]:
+    modes = [(part, part.training) for part in model.modules()]
     model.eval()
     try:
-        with torch.inference_mode(), computing_in(dtype, device):
-            for number in range(len(plan)):
-                positions = plan.rows(number)
-                logits[positions] = model(examples.batch(positions).to(device)).logits.float().cpu().numpy()
+        yield
     finally:
         for part, training in modes:
             part.training = training
-    return logits
 
 
 def decide(kind: Kind, logits: np.ndarray) -> np.ndarray:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,14 +18,17 @@ from smoothtune.config.experiment import ModelConfig, RuntimeOptions, trunk_opti
 from smoothtune.data.batching import Examples
 from smoothtune.data.tokenising import encode, in_memory, load_tokenizer, windows
 from smoothtune.errors import UsageError
-from smoothtune.inference.answering import answer_examples, decide, probabilities
+from smoothtune.inference.ahead import one_ahead
+from smoothtune.inference.answering import answer_tasks, decide, probabilities
+from smoothtune.inference.precision import PRECISIONS, Precision, measured, without_measuring
+from smoothtune.inference.texts import Texts, checked_rows
 from smoothtune.nn.folder import read_model_folder
 from smoothtune.nn.model import MultiTaskModel
 from smoothtune.runtime.device import pick_device, pick_dtype
-from smoothtune.types import Kind
+from smoothtune.types import Input, Kind
 
-Texts = Iterable[str] | Iterable[Sequence[str]]
 WINDOW = 4096
+Rows = list[tuple[str, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +43,19 @@ class Predictions:
     probabilities: np.ndarray | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """Rows, and once for each way of reading them the tasks that read so and the rows as token ids."""
+
+    rows: Rows
+    read: tuple[tuple[tuple[str, ...], Examples], ...]
+
+
 class Model:
-    """Loads a model folder and answers any of its tasks."""
+    """Loads a model folder and answers any of its tasks.
+
+    `dtype` is that of training and evaluation; `precision` says in what predictions are computed, and why.
+    """
 
     def __init__(
         self,
@@ -50,29 +65,43 @@ class Model:
         tokenizer: Tokenizer,
         *,
         dtype: torch.dtype,
+        precision: Precision | None,
+        identity: str,
     ) -> None:
         self.network = network
         self.config = config
         self.labels = labels
         self.tokenizer = tokenizer
         self.dtype = dtype
+        self.precision = precision
+        self._identity = identity
 
     @classmethod
-    def load(cls, folder: str | Path, *, device: str = "auto") -> Model:
+    def load(cls, folder: str | Path, *, device: str = "auto", precision: str = "auto") -> Model:
         """The model of a run folder or model folder. Raises `ModelFileError` when it is neither.
 
-        A model trained in float32 answers in float32, others in bfloat16 where the hardware has it. Raises `UsageError`
-        for a device that is not there.
+        `precision` is float32, bfloat16 or auto: a model trained in float32 answers in float32; for others the first
+        texts decide, by a measurement that the cache keeps for the machine and the model. Raises `UsageError` for a
+        device that is not there and an unknown precision.
         """
+        if precision not in PRECISIONS:
+            raise UsageError(f"precision: got {precision!r}, expected one of {', '.join(PRECISIONS)}")
         try:
             target = pick_device(RuntimeOptions(device=device).device)
         except ValidationError:
             raise UsageError(f"device: got {device!r}, expected auto, cpu, cuda or cuda:NUMBER") from None
         path = model_folder(folder)
         found = read_model_folder(path)
-        tokenizer = load_tokenizer(path)
-        dtype = pick_dtype("float32" if found.provenance.get("precision") == "float32" else "auto", target)
-        return cls(found.model.to(target), found.config, found.labels, tokenizer, dtype=dtype)
+        trained_in = found.provenance.get("precision")
+        return cls(
+            found.model.to(target),
+            found.config,
+            found.labels,
+            load_tokenizer(path),
+            dtype=pick_dtype("float32" if trained_in == "float32" else "auto", target),
+            precision=without_measuring(precision, trained_in, target),
+            identity=_identity(path),
+        )
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -81,77 +110,117 @@ class Model:
 
     def kind(self, task: str) -> Kind:
         """The kind of a task. Raises `UsageError` for a task it does not have."""
-        self._check(task)
+        self._check((task,))
         return self.config.tasks[task].kind
 
     def columns(self, task: str) -> tuple[str, ...]:
         """The text columns of a task, as its training file named them."""
-        self._check(task)
+        self._check((task,))
         return self.config.tasks[task].text
 
-    def predict(self, task: str, texts: Texts, *, batch_size: int = 64) -> list[str] | list[float]:
+    def predict(self, task: str, texts: Texts, *, batch_size: int | None = None) -> list[str] | list[float]:
         """Labels (text) or numbers, one per text or pair, in order.
 
         `texts` are strings for a task of one text, and sequences of two strings (or rows of a NumPy array) for pairs.
-        Raises `UsageError` for an unknown task, texts that are empty or of the wrong form, and a `batch_size` below 1.
+        Batches are made by length and tokens, with at most `batch_size` rows. Raises `UsageError` for an unknown task,
+        texts that are empty or of the wrong form, and a `batch_size` below 1.
         """
-        parts = [found.values for found in self.predict_windows(task, texts, batch_size=batch_size)]
-        return list(chain.from_iterable(parts))  # type: ignore[return-value]
+        return self.predict_many((task,), texts, batch_size=batch_size)[task]
 
-    def predict_probabilities(self, task: str, texts: Texts, *, batch_size: int = 64) -> np.ndarray:
+    def predict_many(
+        self, tasks: Sequence[str], texts: Texts, *, batch_size: int | None = None
+    ) -> dict[str, list[str] | list[float]]:
+        """What `predict` gives for each of several tasks on the same texts, by task.
+
+        Tasks that read the texts alike share one pass of the encoder: all tasks of one text, all pairs read as two
+        texts, all pairs read jointly. Raises `UsageError` as `predict` does, and for tasks of one text beside pairs.
+        """
+        parts = list(self.predict_windows(tasks, texts, batch_size=batch_size))
+        return {task: list(chain.from_iterable(part[task].values for part in parts)) for task in tasks}  # type: ignore[misc]
+
+    def predict_probabilities(self, task: str, texts: Texts, *, batch_size: int | None = None) -> np.ndarray:
         """Class probabilities (N, C), columns in the order of `labels[task]`. Raises `UsageError` for a regression."""
         if self.kind(task) == "regression":
             raise UsageError(f"task {task!r} is a regression and has no probabilities; use `predict`")
-        found = self.predict_windows(task, texts, batch_size=batch_size)
-        parts = [part.probabilities for part in found if part.probabilities is not None]
+        found = [part[task].probabilities for part in self.predict_windows((task,), texts, batch_size=batch_size)]
+        parts = [part for part in found if part is not None]
         return np.concatenate(parts) if parts else np.empty((0, len(self.labels[task] or ())))
 
-    def predict_windows(self, task: str, texts: Texts, *, batch_size: int = 64) -> Iterable[Predictions]:
-        """Answers for texts of any number, a few thousand at a time: memory does not grow with them."""
-        self._check(task)
-        if batch_size < 1:
+    def predict_windows(
+        self, tasks: Sequence[str], texts: Texts, *, batch_size: int | None = None
+    ) -> Iterator[dict[str, Predictions]]:
+        """Answers for texts of any number, a few thousand at a time, by task: memory does not grow with them."""
+        wanted = self.text_count(tasks)
+        if batch_size is not None and batch_size < 1:
             raise UsageError(f"batch_size: got {batch_size}, expected at least 1")
-        for window in windows(self._rows(task, texts), WINDOW):
-            yield self.answer(task, window, batch_size)
+        for _, answers in self.answer_rows(tasks, checked_rows(tasks[0], texts, wanted), batch_size=batch_size):
+            yield answers
 
-    def answer(self, task: str, rows: list[tuple[str, ...]], batch_size: int = 64) -> Predictions:
-        """Answers for rows of one text or two, in order; `task` must be one of `tasks`, `rows` not empty."""
-        shape = self.config.tasks[task]
-        reads = trunk_options(task, shape, self.config.trunks).input
-        columns = in_memory(encode(self.tokenizer, rows, reads, self.config.encoder.max_length))
+    def answer_rows(
+        self, tasks: Sequence[str], rows: Iterable[tuple[str, ...]], *, batch_size: int | None = None
+    ) -> Iterator[tuple[Rows, dict[str, Predictions]]]:
+        """Windows of rows that hold the right number of texts, with the answers to `tasks`; the next is tokenised meanwhile."""
+        for window in one_ahead(partial(self._tokenised, tuple(tasks)), windows(rows, WINDOW)):
+            answers: dict[str, Predictions] = {}
+            for alike, examples in window.read:
+                answers.update(self._answers(alike, examples, batch_size))
+            yield window.rows, {task: answers[task] for task in tasks}
+
+    def text_count(self, tasks: Sequence[str]) -> int:
+        """How many texts a row has for all of `tasks`: 1 or 2. Raises `UsageError` where they are unknown or differ."""
+        self._check(tasks)
+        texts = {task: len(self.config.tasks[task].text) for task in tasks}
+        if len(set(texts.values())) > 1:
+            listed = ", ".join(f"{task} {count}" for task, count in texts.items())
+            raise UsageError(f"tasks: those asked together must read as many texts, got {listed}; ask them apart")
+        return texts[tasks[0]]
+
+    def _tokenised(self, tasks: tuple[str, ...], rows: Rows) -> _Window:
+        alike: dict[Input, list[str]] = {}
+        for task in tasks:
+            reads = trunk_options(task, self.config.tasks[task], self.config.trunks).input
+            alike.setdefault(reads, []).append(task)
+        return _Window(
+            rows, tuple((tuple(names), self._examples(names[0], reads, rows)) for reads, names in alike.items())
+        )
+
+    def _examples(self, task: str, reads: Input, rows: Rows) -> Examples:
+        longest = self.config.encoder.max_length
+        columns = in_memory(encode(self.tokenizer, rows, reads, longest))
         numbers = np.arange(len(rows), dtype=np.int32)
-        examples = Examples(
-            task, reads, columns, None, numbers, numbers,
-            pad_id=int(self.network.encoder.architecture.get("pad_token_id") or 0),
-            limit=self.config.encoder.max_length,
-        )  # fmt: skip
-        logits = answer_examples(self.network, examples, dtype=self.dtype, batch_size=batch_size)
-        found = decide(shape.kind, logits)
-        labels = self.labels[task]
+        pad_id = int(self.network.encoder.architecture.get("pad_token_id") or 0)
+        return Examples(task, reads, columns, None, numbers, numbers, pad_id=pad_id, limit=longest)
+
+    def _answers(self, tasks: tuple[str, ...], examples: Examples, batch_size: int | None) -> dict[str, Predictions]:
+        if self.precision is None:
+            self.precision = measured(self.network, examples, tasks, self._identity)
+        found = answer_tasks(self.network, examples, tasks, dtype=self.precision.dtype, batch_size=batch_size)
+        return {task: self._read(task, logits) for task, logits in found.items()}
+
+    def _read(self, task: str, logits: np.ndarray) -> Predictions:
+        kind, labels = self.config.tasks[task].kind, self.labels[task]
+        found = decide(kind, logits)
         if labels is None:
-            return Predictions([float(value) for value in found], None, None)
-        return Predictions([labels[number] for number in found], labels, probabilities(shape.kind, logits))
+            return Predictions(found.tolist(), None, None)
+        return Predictions([labels[number] for number in found.tolist()], labels, probabilities(kind, logits))
 
-    def _rows(self, task: str, texts: Texts) -> Iterable[tuple[str, ...]]:
-        wanted = len(self.config.tasks[task].text)
-        if isinstance(texts, str):
-            raise UsageError(f"task {task!r}: expected a list of texts, got one string")
-        for number, item in enumerate(texts):
-            several = isinstance(item, Sequence | np.ndarray) and not isinstance(item, str)
-            row: tuple[Any, ...] = tuple(item) if several else (item,)
-            if len(row) != wanted or not all(isinstance(text, str) for text in row):
-                form = "a string" if wanted == 1 else "two strings"
-                raise UsageError(f"task {task!r}, text {number}: expected {form}, got {item!r}")
-            if not all(text.strip() for text in row):
-                raise UsageError(f"task {task!r}, text {number}: is empty, got {item!r}; give a text or leave it out")
-            yield tuple(map(str, row))
-
-    def _check(self, task: str) -> None:
-        if task not in self.config.tasks:
-            raise UsageError(f"this model has no task {task!r}; its tasks: {', '.join(self.tasks)}")
+    def _check(self, tasks: Sequence[str]) -> None:
+        if not tasks or isinstance(tasks, str):
+            raise UsageError(f"tasks: got {tasks!r}, expected a list of names among {', '.join(self.tasks)}")
+        for task in tasks:
+            if task not in self.config.tasks:
+                raise UsageError(f"this model has no task {task!r}; its tasks: {', '.join(self.tasks)}")
 
 
 def model_folder(folder: str | Path) -> Path:
     """The model folder of a run, or `folder` itself where it is no run."""
     inner = Path(folder) / "model"
     return inner if (inner / "config.toml").is_file() else Path(folder)
+
+
+def _identity(folder: Path) -> str:
+    """Names a model without reading its weights: what it is and which training it came from."""
+    digest = hashlib.sha256()
+    for name in ("config.toml", "encoder.json", "provenance.json"):
+        digest.update((folder / name).read_bytes())
+    return digest.hexdigest()

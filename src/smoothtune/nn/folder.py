@@ -16,6 +16,9 @@ import tomli_w
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import init
+from torch.overrides import TorchFunctionMode
 
 from smoothtune.config.experiment import ModelConfig
 from smoothtune.config.problems import problems_of
@@ -68,11 +71,7 @@ def read_model_folder(folder: Path) -> ModelFolder:
         raise ModelFileError(f"{folder / 'tokenizer.json'}: is missing; the folder is not complete")
     config = _read_config(folder / "config.toml")
     labels = _read_labels(folder / "labels.json", config)
-    encoder = _build_encoder(folder / "encoder.json", config)
-    try:
-        model = build_model(encoder, config.tasks, config.trunks, labels, seed=0)
-    except KeyError as error:
-        raise ModelFileError(f"{folder / 'config.toml'}: a task names the trunk {error}, which is not there") from None
+    model = _build_model(folder, config, labels)
     _load_weights(folder / "model.safetensors", model)
     return ModelFolder(model.eval(), config, labels, read_json(folder / "provenance.json"))
 
@@ -90,10 +89,36 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
+_DRAWING = (Tensor.normal_, Tensor.uniform_, init.normal_, init.uniform_, init.kaiming_uniform_)
+
+
+class _Undrawn(TorchFunctionMode):
+    """Leaves out the drawing of weights that a file is about to replace: it takes longer than reading them.
+
+    The meta device would too, but its drawing functions load a second's worth of torch.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _DRAWING:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def _build_model(folder: Path, config: ModelConfig, labels: Labels) -> MultiTaskModel:
+    """The model before its weights are read."""
+    encoder = _build_encoder(folder / "encoder.json", config)
+    try:
+        with _Undrawn():
+            return build_model(encoder, config.tasks, config.trunks, labels, seed=0)
+    except KeyError as error:
+        raise ModelFileError(f"{folder / 'config.toml'}: a task names the trunk {error}, which is not there") from None
+
+
 def _build_encoder(path: Path, config: ModelConfig) -> Encoder:
     architecture = read_json(path)
     try:
-        return build_encoder(architecture, config.encoder)
+        with _Undrawn():
+            return build_encoder(architecture, config.encoder)
     except (ModelFileError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ModelFileError(f"{path}: no encoder can be built from it: {error}") from None
 

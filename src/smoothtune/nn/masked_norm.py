@@ -41,19 +41,23 @@ class MaskedBatchNorm2d(nn.Module):
         count, mean = _mean(wide, keep)
         centred = (wide - mean) * keep
         squares = centred.square().sum(dim=(0, 2, 3), keepdim=True)
-        self._track(count, mean, squares)
+        self.track(count, mean.flatten(), squares.flatten())
         scale = self.weight.view(1, -1, 1, 1) * torch.rsqrt(squares / count + self.eps)
         return (torch.addcmul(self.bias.view(1, -1, 1, 1), centred, scale) * keep).to(grid.dtype)
 
     @torch.no_grad()
-    def _track(self, count: Tensor, mean: Tensor, squares: Tensor) -> None:
-        """Move the running statistics by `count` real cells; a single cell has no variance and moves none."""
+    def track(self, count: Tensor, mean: Tensor, squares: Tensor) -> None:
+        """Move the running statistics, if the pass may, towards those of a batch of `count` real cells, a scalar.
+
+        `mean` and `squares`, the sums of squared differences from it, are (C,). A single cell has no variance and moves
+        none.
+        """
         now = current_pass()
         if now is not None and not now.update_statistics:
             return
         step = self.momentum * (count > 1).to(self.running_mean.dtype)
-        self.running_mean.lerp_(mean.flatten().to(self.running_mean.dtype), step)
-        self.running_var.lerp_((squares.flatten() / (count - 1).clamp(min=1)).to(self.running_var.dtype), step)
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), step)
+        self.running_var.lerp_((squares / (count - 1).clamp(min=1)).to(self.running_var.dtype), step)
         self.num_batches_tracked.add_(1)
 
 

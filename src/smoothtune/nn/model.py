@@ -85,10 +85,20 @@ class MultiTaskModel(nn.Module):
     ) -> Answer:
         """The answers to a batch of one task.
 
-        `perturbation` (R, T, D) is added to the input of encoder layer `layer` (0: the embedding output).
+        `perturbation` (R, T, D) is added to the input of encoder layer `layer` (0: the embedding output). A batch that
+        carries states skips the encoder, so it can be neither perturbed nor asked for layer inputs: `ValueError`.
         """
+        if batch.states is not None:
+            if perturbation is not None or keep_inputs:
+                raise ValueError(f"task {batch.task}: kept states have no layer inputs; make the batch without states")
+            return Answer(self.answer(batch.task, batch.states, batch.tokens.mask), ())
         encoded = self.encoder(batch.tokens, perturbation=perturbation, layer=layer, keep_inputs=keep_inputs)
         return Answer(self.answer(batch.task, encoded.states, batch.tokens.mask), encoded.inputs)
+
+    def answers(self, batch: Batch, tasks: Iterable[str]) -> dict[str, Tensor]:
+        """Logits of several tasks that read the same input, from one pass of the encoder, by task."""
+        states = self.encoder(batch.tokens).states if batch.states is None else batch.states
+        return {task: self.answer(task, states, batch.tokens.mask) for task in tasks}
 
     def answer(self, task: str, states: Tensor, mask: Tensor) -> Tensor:
         """Logits from token states (R, T, D) and mask (R, T); the two texts of pairs lie stacked."""
@@ -106,6 +116,8 @@ class MultiTaskModel(nn.Module):
 
 def _trimmed(states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """One side of the pairs without the columns that only the other side needs."""
+    if mask.shape[1] == 1:
+        return states, mask
     longest = int(mask.sum(dim=1).max())
     return states[:, :longest], mask[:, :longest]
 

@@ -75,7 +75,7 @@ _prepared: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 def prepared(weight: Tensor, dtype: torch.dtype) -> Prepared:
     """`weight` (M, K) ready for products in `dtype`; made anew whenever the weight has changed."""
     version = None if weight.is_inference() else weight._version
-    known: tuple[int | None, torch.dtype, Prepared] | None = _prepared.get(weight)
+    known: tuple[int | None, torch.dtype, Prepared] | None = _prepared.get(weight)  # type: ignore[no-untyped-call]
     if known is not None and version is not None and known[:2] == (version, dtype):
         return known[2]
     tiled = dtype == torch.bfloat16 and gemm.available() and gemm.fits(*weight.shape)

@@ -108,13 +108,16 @@ class WeightingProduct(nn.Module):
         factors = [part.factor(task) for part in self.parts]  # type: ignore[operator]
         penalty = loss.new_zeros(())
         for number, part in enumerate(self.parts):
-            others = loss.new_ones(())
+            own = part.penalty(task)  # type: ignore[operator]
+            if not isinstance(own, Tensor):  # a constant factor has none
+                continue
             for other, factor in enumerate(factors):
                 if other != number:
-                    others = others * (factor.detach() if isinstance(factor, Tensor) else factor)
-            penalty = penalty + others * part.penalty(task)  # type: ignore[operator]
+                    own = own * (factor.detach() if isinstance(factor, Tensor) else factor)
+            penalty = penalty + own
         for factor in factors:
-            loss = loss * factor
+            if isinstance(factor, Tensor) or factor != 1:
+                loss = loss * factor
         return loss, penalty
 
     def factors(self) -> dict[str, float]:

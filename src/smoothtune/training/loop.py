@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -16,7 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from smoothtune.config.stage import Stage
-from smoothtune.data.schedules import Coverage, Schedule, covered
+from smoothtune.data.schedules import Coverage, Schedule, Seen
 from smoothtune.errors import TrainingError
 from smoothtune.nn.model import MultiTaskModel
 from smoothtune.training.adamw import clip_gradients
@@ -119,7 +118,7 @@ def run_epochs(parts: LoopParts) -> Iterator[StepReport | EpochReport]:
     spent = 0.0
     while schedule.epoch < stage.stop.max_epochs and schedule.active and step < parts.total_steps:
         epoch, means = schedule.epoch, _Means()
-        seen: dict[str, list[np.ndarray]] = {task: [] for task in schedule.active}
+        seen = {task: Seen() for task in schedule.active}
         wanted = schedule.group * stage.accumulate
         parts.prepared.train()
         put_frozen_to_rest(parts.module)
@@ -135,7 +134,7 @@ def run_epochs(parts: LoopParts) -> Iterator[StepReport | EpochReport]:
             number += len(group)
             skipped += len(group) - len(good)
             for batch in good:
-                seen[batch.task].append(batch.rows.numpy())
+                seen[batch.task].add(batch.rows.numpy())
             step += 1
             group = []
             for task, task_losses in losses.sums.items():
@@ -146,7 +145,7 @@ def run_epochs(parts: LoopParts) -> Iterator[StepReport | EpochReport]:
             began = time.perf_counter()
             if step >= parts.total_steps:
                 break
-        coverage = {task: covered(schedule.sources[task].rows, rows) for task, rows in seen.items()}
+        coverage = {task: rows.coverage(schedule.sources[task].rows) for task, rows in seen.items()}
         yield EpochReport(
             stage.name, epoch, step, spent, means.means(), coverage, parts.evaluate(parts.module.model), skipped
         )

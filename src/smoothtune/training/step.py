@@ -82,7 +82,7 @@ class StepModule(nn.Module):
     ) -> Answer:
         options = {"perturbation": perturbation, "layer": layer, "keep_inputs": keep_inputs}
         swapped = _other_weights(self.model, {} if weights is None else weights)
-        with computing_in(self.dtype, batch.tokens.input_ids.device), drawing(current), swapped:
+        with computing_in(self.dtype, batch.tokens.mask.device), drawing(current), swapped:
             answer: Answer = self.model(batch, **options)
         return answer
 
@@ -128,6 +128,9 @@ def _other_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[
 
     Not `torch.func.functional_call`: that finds modules by attribute, where a task called `train` is a method.
     """
+    if not weights:  # nearly always: listing the modules costs more than a small step
+        yield
+        return
     modules = dict(model.named_modules())
     own: list[tuple[dict[str, Any], str, Any]] = []
     try:

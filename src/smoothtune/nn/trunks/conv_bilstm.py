@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -31,10 +32,16 @@ class ConvBilstmTrunk(nn.Module):
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:
         """`states` (B, T, D), `mask` (B, T) to (B, F)."""
         clean = states.masked_fill(~mask.unsqueeze(2), 0)
-        convolved = F.relu(self.convolution(clean.transpose(1, 2))).transpose(1, 2)
-        read = self.bilstm(convolved, mask)
+        read = self.bilstm(F.relu(self._convolved(clean)), mask)
         features: Tensor = self.dropout(self.pool(read, mask))
         return features
+
+    def _convolved(self, states: Tensor) -> Tensor:
+        """`states` (B, T, D) convolved along the tokens: one matrix product, on the CPU twice as fast as `nn.Conv1d`."""
+        side, tokens = self.convolution.kernel_size[0], states.shape[1]
+        framed = F.pad(states, [0, 0, side // 2, side // 2])
+        windows = torch.cat([framed[:, start : start + tokens] for start in range(side)], dim=2)
+        return F.linear(windows, self.convolution.weight.permute(0, 2, 1).flatten(1), self.convolution.bias)
 
 
 def _check(width: int) -> None:

@@ -11,7 +11,9 @@ from smoothtune.config import trunks as config
 from smoothtune.nn.dropout import Dropout
 from smoothtune.nn.grid import drop_cells, grid_max, halve_grid
 from smoothtune.nn.masked_norm import MaskedBatchNorm2d
+from smoothtune.nn.trunks import packed_grid
 from smoothtune.nn.trunks.similarity_cube import CHANNELS, similarity_cube
+from smoothtune.runtime.kernels.grid import Layout
 
 FEATURES = 128
 
@@ -36,12 +38,24 @@ class PwimDcnnTrunk(nn.Module):
         """`states_a` (B, Ta, D), `mask_a` (B, Ta), `states_b` (B, Tb, D), `mask_b` (B, Tb) to (B, 128)."""
         grid, cells = similarity_cube(states_a, mask_a, states_b, mask_b)
         layers = list(zip(self.convolutions, self.norms, self.dropouts, strict=True))
+        if packed_grid.serves(grid, self):
+            grid, cells = self._first_packed(grid, cells, packed_grid.lay_out(mask_a, mask_b))
+            layers = layers[1:]
         for convolution, norm, dropout in layers[:-1]:
             grid, cells = halve_grid(F.relu(norm(convolution(grid), cells)), cells)
             grid = drop_cells(dropout, grid)
         convolution, norm, dropout = layers[-1]
         features: Tensor = dropout(grid_max(F.relu(norm(convolution(grid), cells)), cells))
         return features
+
+    def _first_packed(self, cube: Tensor, cells: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+        """The first layer, which sees four times the cells of the next, over packed cells."""
+        convolution, norm = self.convolutions[0], self.norms[0]
+        assert isinstance(convolution, nn.Conv2d)
+        assert isinstance(norm, MaskedBatchNorm2d)
+        half = packed_grid.half_of(convolution, norm, None)
+        pooled = packed_grid.halved(packed_grid.layer(packed_grid.columns(cube, layout), half, layout), layout)
+        return drop_cells(self.dropouts[0], pooled), cells[:, :, ::2, ::2]
 
 
 def _channels(depth: int) -> list[int]:

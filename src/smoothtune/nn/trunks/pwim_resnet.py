@@ -9,7 +9,10 @@ from smoothtune.config import trunks as config
 from smoothtune.nn.dropout import Dropout
 from smoothtune.nn.grid import drop_cells, grid_max
 from smoothtune.nn.masked_norm import MaskedBatchNorm2d
+from smoothtune.nn.trunks import packed_grid
+from smoothtune.nn.trunks.packed_grid import Half
 from smoothtune.nn.trunks.similarity_cube import CHANNELS, similarity_cube
+from smoothtune.runtime.kernels.grid import Layout
 
 FEATURES = 128
 
@@ -30,9 +33,18 @@ class PwimResnetTrunk(nn.Module):
     def forward(self, states_a: Tensor, mask_a: Tensor, states_b: Tensor, mask_b: Tensor) -> Tensor:
         """`states_a` (B, Ta, D), `mask_a` (B, Ta), `states_b` (B, Tb, D), `mask_b` (B, Tb) to (B, 128)."""
         grid, cells = similarity_cube(states_a, mask_a, states_b, mask_b)
+        if packed_grid.serves(grid, self):
+            return self._packed(grid, packed_grid.lay_out(mask_a, mask_b))
         for block in self.blocks:
             grid = block(grid, cells)
         return grid_max(grid, cells)
+
+    def _packed(self, cube: Tensor, layout: Layout) -> Tensor:
+        grid = packed_grid.columns(cube, layout)
+        for block in self.blocks:
+            assert isinstance(block, _Block)
+            grid = packed_grid.block(grid, *block.packed(), layout)
+        return packed_grid.largest(grid, layout)
 
 
 class _Block(nn.Module):
@@ -58,3 +70,14 @@ class _Block(nn.Module):
         inner = drop_cells(self.dropout_2, self.norm_2(self.convolution_2(inner), cells))
         around = grid if self.projection is None else self.projection(grid).masked_fill(~cells, 0)
         return F.relu(inner + around)
+
+    def packed(self) -> tuple[tuple[Half, Half], tuple[Tensor, Tensor] | None]:
+        """What `packed_grid.block` needs: two halves, and the projection if there is one."""
+        halves = (
+            packed_grid.half_of(self.convolution_1, self.norm_1, self.dropout_1),
+            packed_grid.half_of(self.convolution_2, self.norm_2, self.dropout_2),
+        )
+        if self.projection is None:
+            return halves, None
+        assert self.projection.bias is not None
+        return halves, (packed_grid.over_columns(self.projection.weight), self.projection.bias)

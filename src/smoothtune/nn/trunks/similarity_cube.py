@@ -27,7 +27,7 @@ def similarity_cube(states_a: Tensor, mask_a: Tensor, states_b: Tensor, mask_b: 
     with torch.autocast(states_a.device.type, enabled=False):
         a, b = _clean(states_a, mask_a), _clean(states_b, mask_b)
         cells = cell_mask(mask_a, mask_b)
-        cube = torch.stack([unit(a) @ unit(b).mT, *_distance_and_dot(a, b)], dim=1).masked_fill(~cells, 0)
+        cube = torch.stack(_similarities(a, b), dim=1).masked_fill(~cells, 0)
         return cube.contiguous(memory_format=torch.channels_last), cells
 
 
@@ -37,8 +37,9 @@ def _clean(states: Tensor, mask: Tensor) -> Tensor:
     return states.to(wide).masked_fill(~mask.unsqueeze(2), 0)
 
 
-def _distance_and_dot(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """L2 distance and dot product of `a` (B, Ta, D) with `b` (B, Tb, D), each (B, Ta, Tb)."""
+def _similarities(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Cosine, L2 distance and dot product of `a` (B, Ta, D) with `b` (B, Tb, D), each (B, Ta, Tb)."""
     dot = a @ b.mT
-    squares = a.square().sum(dim=2).unsqueeze(2) + b.square().sum(dim=2).unsqueeze(1)
-    return torch.sqrt((squares - 2 * dot).clamp(min=0) + EPS), dot
+    of_a, of_b = a.square().sum(dim=2).unsqueeze(2), b.square().sum(dim=2).unsqueeze(1)
+    cosine = dot * torch.rsqrt(of_a + EPS) * torch.rsqrt(of_b + EPS)
+    return cosine, torch.sqrt((of_a + of_b - 2 * dot).clamp(min=0) + EPS), dot

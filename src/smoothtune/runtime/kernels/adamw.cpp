@@ -57,7 +57,7 @@ API void adamw_dense(int64_t count, const int64_t* sizes, float* const* p, const
                      float scale) {
   const Rates rates{decay, beta1, beta2, step, root, eps, scale};
   const std::vector<Piece> pieces = pieces_of(count, sizes);
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (pieces.size() > 2)
   for (size_t i = 0; i < pieces.size(); ++i) {
     const Piece& at = pieces[i];
     const int64_t t = at.tensor, b = at.begin;
@@ -93,7 +93,7 @@ API void adamw_rows(int64_t rows, int64_t width, float* p, float* m, float* v, u
 API double sum_of_squares(int64_t count, const int64_t* sizes, const float* const* g) {
   const std::vector<Piece> pieces = pieces_of(count, sizes);
   std::vector<double> sums(pieces.size());
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (pieces.size() > 2)
   for (size_t i = 0; i < pieces.size(); ++i) {
     const float* from = g[pieces[i].tensor];
     double total = 0.0;

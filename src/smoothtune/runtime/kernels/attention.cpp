@@ -1,9 +1,11 @@
-// Self-attention with dropout on packed tokens, forward and backward. The unit of work is one head of one row; nothing of
-// the size of all probabilities is ever kept: the backward makes them again from the log-sum-exp and the draws.
+// Self-attention with dropout on packed tokens, forward and backward. The unit of work is one head of one row; the
+// probabilities are never kept: the backward makes them again from the log-sum-exp and the draws.
 //
 // Rows r of tokens starts[r] ... starts[r + 1] - 1; qkv (N, 3 D) T without `bias` (3 D); lse (N, H) of scaled scores.
 // P = softmax(scale Q K^T), mixed = (P * factors) V. Dropout's element (r, h, i, j) is column j of row
 // (r H + h) width + i of a tensor `width` wide.
+#include <type_traits>
+
 #include "attention_tiles.h"
 #include "attention_vectors.h"
 
@@ -37,6 +39,14 @@ struct Unit {
   }
 };
 
+// Asks for the cache lines that will be written at the unit's end.
+template <typename T>
+void expect(const Problem& problem, const Unit& unit, const T* to, int64_t stride) {
+  const int64_t many = std::min<int64_t>(unit.keys, 2 * QUERIES), line = 64 / int64_t(sizeof(T));
+  for (int64_t t = 0; t < many; ++t)
+    for (int64_t c = 0; c < problem.size; c += line) __builtin_prefetch(to + t * stride + c, 1);
+}
+
 template <typename Products>
 void forward_unit(const Problem& problem, const Unit& unit, const typename Products::Number* qkv, const float* bias,
                   typename Products::Number* mixed, float* lse, Room& room) {
@@ -45,12 +55,13 @@ void forward_unit(const Problem& problem, const Unit& unit, const typename Produ
   float* scores = room.take<float>(round_up(unit.keys, QUERIES) * QUERIES);
   const auto* at = qkv + unit.first * 3 * hidden + column;
   products.read(at, at + hidden, at + 2 * hidden, 3 * hidden, bias + column, hidden);
-  products.pair_for_forward();
+  products.pair_values();
+  expect(problem, unit, mixed + unit.first * hidden + column, hidden);
   for (int64_t i = 0; i < unit.keys; i += QUERIES) {
     const Block block = unit.block(problem, i);
     alignas(64) float sums[QUERIES], inverse[QUERIES];
     products.scores(i / QUERIES, block.groups(), scores);
-    softmax_forward(block, scores, sums, inverse);
+    softmax_forward<Products>(block, scores, sums, inverse);
     const float* out = products.mix(block.groups(), scores);
     products.write(out, inverse, block.queries, mixed + (unit.first + i) * hidden + column, hidden, nullptr);
     for (int q = 0; q < block.queries; ++q) lse[(unit.first + i + q) * problem.heads + unit.head] = sums[q];
@@ -70,6 +81,7 @@ void backward_unit(const Problem& problem, const Unit& unit, const typename Prod
   auto* to = dqkv + unit.first * 3 * hidden + column;
   products.read(at, at + hidden, at + 2 * hidden, 3 * hidden, bias + column, hidden);
   products.read_gradient(dmixed + unit.first * hidden + column, hidden);
+  for (int part = 0; part < 3; ++part) expect(problem, unit, to + part * hidden, 3 * hidden);
   sums += column;
   for (int64_t i = 0; i < unit.keys; i += QUERIES) {
     const Block block = unit.block(problem, i);
@@ -78,7 +90,7 @@ void backward_unit(const Problem& problem, const Unit& unit, const typename Prod
       own[q] = q < block.queries ? lse[(unit.first + i + q) * problem.heads + unit.head] : NEVER;
     products.scores(i / QUERIES, block.groups(), scores);
     products.probability_gradients(i / QUERIES, block.groups(), gradients);
-    softmax_backward(block, own, scores, gradients, kept);
+    softmax_backward<Products>(block, own, scores, gradients, kept);
     const float* dq = products.gradients(i / QUERIES, block.groups(), scores, gradients);
     products.write(dq, nullptr, block.queries, to + i * 3 * hidden, 3 * hidden, sums);
   }
@@ -120,8 +132,7 @@ void backward(const Problem& problem, const typename Products::Number* dmixed, c
   for_units<Products>(problem, [&](const Unit& unit, Room& room) {
     backward_unit<Products>(problem, unit, dmixed, qkv, bias, lse, dqkv, sums + unit.row * wide, room);
   });
-#pragma omp parallel for schedule(static)
-  for (int64_t c = 0; c < wide; ++c) dbias[c] = 0.0f;
+  std::fill(dbias, dbias + wide, 0.0f);
   for (int64_t r = 0; r < problem.rows; ++r)
 #pragma omp simd
     for (int64_t c = 0; c < wide; ++c) dbias[c] += sums[r * wide + c];
@@ -151,7 +162,7 @@ Problem problem_of(const int32_t* starts, int64_t rows, int64_t heads, int64_t s
 }  // namespace attention
 
 #define ATTENTION_OF(T, Fast, Plain)                                                                                   \
-  API void attention_forward_##T(const T* qkv, const float* bias, const int32_t* starts, int64_t rows, int64_t heads,   \
+  API void attention_forward_##T(const T* qkv, const float* bias, const int32_t* starts, int64_t rows, int64_t heads,  \
                                  int64_t size, int64_t width, float rate, uint64_t stream, T* mixed, float* lse) {     \
     const auto problem = attention::problem_of(starts, rows, heads, size, width, rate, stream);                        \
     if (attention::on_tiles<T>())                                                                                      \

@@ -46,13 +46,14 @@ def fits(hidden: int, heads: int) -> bool:
 def attention_forward(
     qkv: Tensor, bias: Tensor, starts: Tensor, *, heads: int, width: int, rate: float, stream: int
 ) -> tuple[Tensor, Tensor]:
-    """What attention makes of `qkv`, (N, D) in its type, and the log-sum-exp of the scaled scores, (N, heads) float32."""
+    """What attention makes of `qkv`, (N, D) in its type, and the log-sum-exp of scaled scores, (N, heads) float32."""
     tokens, hidden = qkv.shape[0], qkv.shape[1] // 3
     _check(qkv, bias, starts, heads)
     mixed = torch.empty(tokens, hidden, dtype=qkv.dtype)
     lse = torch.empty(tokens, heads)
     _function("forward", qkv)(
-        qkv.data_ptr(), bias.data_ptr(), starts.data_ptr(), starts.shape[0] - 1, heads, hidden // heads, width, rate, stream,
+        qkv.data_ptr(), bias.data_ptr(), starts.data_ptr(),
+        starts.shape[0] - 1, heads, hidden // heads, width, rate, stream,
         mixed.data_ptr(), lse.data_ptr(),
     )  # fmt: skip
     return mixed, lse
@@ -84,8 +85,9 @@ def attention_backward(
     dqkv = torch.empty_like(qkv)
     dbias = torch.empty(3 * hidden)
     _function("backward", qkv)(
-        dmixed.data_ptr(), qkv.data_ptr(), bias.data_ptr(), lse.data_ptr(), starts.data_ptr(), starts.shape[0] - 1, heads,
-        hidden // heads, width, rate, stream, dqkv.data_ptr(), dbias.data_ptr(),
+        dmixed.data_ptr(), qkv.data_ptr(), bias.data_ptr(), lse.data_ptr(), starts.data_ptr(),
+        starts.shape[0] - 1, heads, hidden // heads, width, rate, stream,
+        dqkv.data_ptr(), dbias.data_ptr(),
     )  # fmt: skip
     return dqkv, dbias
 

@@ -58,7 +58,7 @@ static inline Floats logarithm(Floats x) {
   return x <= 3.4e38f ? y : x;
 }
 
-// `Draws::word` of sixteen numbers, and the factors of its halves.
+// `Draws::word` of sixteen numbers.
 static inline Words mixed(Words x) {
   x ^= x >> 16;
   x *= 0x85ebca6bu;
@@ -71,6 +71,9 @@ static inline Words drawn(const Draws& draws, Words number) {
   return mixed(mixed(number * 0x9e3779b9u + draws.low) ^ draws.high);
 }
 
-static inline Floats kept(const Draws& draws, Words draw, Floats value) { return draw >= draws.threshold ? value : Floats{}; }
+// Zero where a 16-bit draw stays below the threshold.
+static inline Floats kept(const Draws& draws, Words draw, Floats value) {
+  return draw >= draws.threshold ? value : Floats{};
+}
 
 }  // namespace attention

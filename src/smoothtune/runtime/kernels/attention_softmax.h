@@ -31,12 +31,15 @@ struct Block {
   }
 };
 
-// Calls visit(key, drop) for every key; drop(x) is x without what its draws drop, not yet scaled up.
-template <typename Visit>
+// Calls visit(key, drop) for every key; drop(x) is x without what its draws drop, not yet scaled up. `Products::attend`
+// is called every few hundred cycles.
+template <typename Products, typename Visit>
 static inline void for_keys(const Block& block, int group, const Visit& visit) {
   const Draws draws = block.draws;
   if (!block.dropping) {
-    for (int64_t j = 0; j < block.keys; ++j) visit(j, [](Floats x) { return x; });
+    for (int64_t j = 0; j < block.keys; ++j) {
+      visit(j, [](Floats x) { return x; });
+    }
     return;
   }
   const Words words = block.words(group);
@@ -45,13 +48,16 @@ static inline void for_keys(const Block& block, int group, const Visit& visit) {
     for (int64_t j = 0; j < many; ++j) {
       const Words word = drawn(draws, words + uint32_t(begin / 2 + j));
       visit(begin + j, [&](Floats x) { return kept(draws, word & 0xffffu, x); });
-      if (begin + j + LANES < block.keys) visit(begin + j + LANES, [&](Floats x) { return kept(draws, word >> 16, x); });
+      const int64_t later = begin + j + LANES;
+      if (later < block.keys) visit(later, [&](Floats x) { return kept(draws, word >> 16, x); });
     }
+    Products::attend();
   }
 }
 
 // Scores become exp(scale * (score - largest)) without what is dropped; `inverse` (QUERIES) is the factor that makes
 // dropped probabilities of these, `lse` (QUERIES) the log-sum-exp of the scaled scores.
+template <typename Products>
 static inline void softmax_forward(const Block& block, float* scores, float* lse, float* inverse) {
   const float scale = block.scale * LOG2_E, up = block.dropping ? block.draws.scale : 1.0f;
   for (int group = 0; group < block.groups(); ++group) {
@@ -59,7 +65,7 @@ static inline void softmax_forward(const Block& block, float* scores, float* lse
     Floats top = floats(at), total = {};
     for (int64_t j = 1; j < block.keys; ++j) top = larger(floats(at + j * QUERIES), top);
     const Floats base = top * scale;
-    for_keys(block, group, [&](int64_t j, auto drop) {
+    for_keys<Products>(block, group, [&](int64_t j, auto drop) {
       Floats& score = floats(at + j * QUERIES);
       const Floats e = power_of_two(score * scale - base);
       total += e;
@@ -71,14 +77,16 @@ static inline void softmax_forward(const Block& block, float* scores, float* lse
 }
 
 // Scores become dropped probabilities, and `gradients` of those the gradients of the scores before scaling, times
-// scale. `kept` is room for the probabilities themselves.
-static inline void softmax_backward(const Block& block, const float* lse, float* scores, float* gradients, float* whole) {
+// scale. `whole` is room for the probabilities themselves.
+template <typename Products>
+static inline void softmax_backward(const Block& block, const float* lse, float* scores, float* gradients,
+                                    float* whole) {
   const float scale = block.scale * LOG2_E, up = block.dropping ? block.draws.scale : 1.0f;
   for (int group = 0; group < block.groups(); ++group) {
     const int64_t shift = group * LANES;
     const Floats base = floats(lse + shift) * LOG2_E;
     Floats mean = {};
-    for_keys(block, group, [&](int64_t j, auto drop) {
+    for_keys<Products>(block, group, [&](int64_t j, auto drop) {
       Floats &score = floats(scores + j * QUERIES + shift), &gradient = floats(gradients + j * QUERIES + shift);
       const Floats p = power_of_two(score * scale - base), dropped = drop(p * up), product = dropped * gradient;
       floats(whole + j * QUERIES + shift) = p;

@@ -1,4 +1,5 @@
-// The matrix products of attention in float32 on vectors, for any processor and number format. Knows nothing of softmax.
+// The matrix products of attention in float32 on vectors, for any processor and number format. Knows nothing of
+// softmax.
 //
 // One head of one row: `keys` tokens, head size d, padded in scratch to `wide` = a multiple of 16 columns.
 #pragma once
@@ -36,7 +37,8 @@ static inline void product_block(Left a, const float* b, int64_t ldb, float* c, 
 }
 
 template <int N>
-static inline void product_rows(Left a, const float* b, int64_t ldb, float* c, int64_t ldc, int64_t m, int64_t k, bool add) {
+static inline void product_rows(Left a, const float* b, int64_t ldb, float* c, int64_t ldc, int64_t m, int64_t k,
+                                bool add) {
   int64_t row = 0;
   for (; row + STEP <= m; row += STEP)
     product_block<STEP, N>({a.at + row * a.row, a.row, a.depth}, b, ldb, c + row * ldc, ldc, k, add);
@@ -65,6 +67,8 @@ class VectorProducts {
     mixed_ = room.take<float>(QUERIES * wide_);
   }
 
+  static void attend() {}
+
   void read(const T* q, const T* k, const T* v, int64_t stride, const float* bias, int64_t bias_stride) {
     read_rows(q, stride, bias, q_);
     read_rows(k, stride, bias + bias_stride, k_);
@@ -72,7 +76,7 @@ class VectorProducts {
     turn(q_, q_turned_);
   }
 
-  void pair_for_forward() {}
+  void pair_values() {}
 
   void read_gradient(const T* g, int64_t stride) {
     read_rows(g, stride, nullptr, g_);
@@ -131,7 +135,8 @@ class VectorProducts {
   }
 
   void from_turned(const float* left, const float* turned, int64_t block, int groups, float* out) const {
-    product({left, wide_, 1}, turned + block * wide_ * QUERIES, QUERIES, out, QUERIES, keys_, groups * LANES, wide_, false);
+    const float* right = turned + block * wide_ * QUERIES;
+    product({left, wide_, 1}, right, QUERIES, out, QUERIES, keys_, groups * LANES, wide_, false);
   }
 
   const float* over_keys(int groups, const float* left, const float* right) const {

@@ -7,13 +7,14 @@
 
 namespace {
 
-constexpr int64_t kChunk = 64;  // rows of one partial sum
+constexpr int64_t kChunk = 64;    // rows of one partial sum
+constexpr int64_t kAlone = 8192;  // elements that one thread handles sooner than two can be woken
 
 int64_t chunks_of(int64_t rows) { return (rows + kChunk - 1) / kChunk; }
 
 // out[c] = sum over chunks of partial[chunk * width + c], in order.
 void add_partials(const float* partial, int64_t chunks, int64_t width, float* out) {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (chunks * width > kAlone)
   for (int64_t block = 0; block < (width + 63) / 64; ++block) {
     const int64_t begin = block * 64, end = std::min(width, begin + 64);
     for (int64_t c = begin; c < end; ++c) out[c] = 0.0f;
@@ -62,7 +63,7 @@ void residual_norm_forward(const T* y, const float* bias, const T* x, const floa
                            const int64_t* places, float rate, uint64_t stream, int64_t rows, int64_t width, T* z_out,
                            T* out, float* mean, float* rstd) {
   const Draws draws(stream, rate);
-#pragma omp parallel
+#pragma omp parallel if (rows * width > kAlone)
   {
     std::vector<float> buffer(width);
     float* z = buffer.data();
@@ -123,7 +124,7 @@ void residual_norm_backward(const T* dout, const T* z, const float* gamma, const
   float* const gammas = partial.data();
   float* const betas = gammas + chunks * width;
   float* const biases = betas + chunks * width;
-#pragma omp parallel
+#pragma omp parallel if (rows * width > kAlone)
   {
     std::vector<float> buffer(width);
     float* dz = buffer.data();
@@ -158,7 +159,7 @@ void embed_forward(const int64_t* ids, const int64_t* within, const int64_t* seg
                    const int64_t* places, float rate, uint64_t stream, int64_t rows, int64_t width, T* z_out, T* out,
                    float* mean, float* rstd) {
   const Draws draws(stream, rate);
-#pragma omp parallel
+#pragma omp parallel if (rows * width > kAlone)
   {
     std::vector<float> buffer(width);
     float* z = buffer.data();
@@ -196,7 +197,7 @@ void embed_backward(const T* dout, const T* z, const float* gamma, const float* 
   std::vector<float> partial(size_t(2 * chunks * width), 0.0f);
   float* const gammas = partial.data();
   float* const betas = gammas + chunks * width;
-#pragma omp parallel
+#pragma omp parallel if (rows * width > kAlone)
   {
     std::vector<float> buffer(width);
     float* g = buffer.data();
@@ -326,7 +327,7 @@ inline int64_t activation_vectors(const T* u, const float* bias, int64_t width, 
 
 template <typename T, int kind>
 void activation_forward(const T* u, const float* bias, int64_t rows, int64_t width, T* out, T* slope) {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (rows * width > kAlone)
   for (int64_t r = 0; r < rows; ++r) {
     const T* ur = u + r * width;
     T* o = out + r * width;
@@ -346,7 +347,7 @@ template <typename T>
 void activation_backward(const T* dout, const T* slope, int64_t rows, int64_t width, T* du, float* dbias) {
   const int64_t chunks = chunks_of(rows);
   std::vector<float> partial(size_t(chunks * width), 0.0f);
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (rows * width > kAlone)
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
     float* pb = partial.data() + chunk * width;
     for (int64_t r = chunk * kChunk; r < std::min(rows, (chunk + 1) * kChunk); ++r) {
@@ -423,7 +424,7 @@ API void activation_backward_(int narrow_type, const void* dout, const void* slo
 
 // into[index[r]] += rows[r] for (rows, width) floats; columns are shared among threads, so sums keep their order.
 API void scatter_rows(const float* from, const int64_t* index, int64_t rows, int64_t width, float* into) {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (rows * width > kAlone)
   for (int64_t block = 0; block < (width + 63) / 64; ++block) {
     const int64_t begin = block * 64, end = std::min(width, begin + 64);
     for (int64_t r = 0; r < rows; ++r) {
@@ -438,7 +439,7 @@ API void scatter_rows(const float* from, const int64_t* index, int64_t rows, int
 // 1 where kept, else 0, for (rows, width) elements.
 API void keep_mask(uint64_t stream, float rate, int64_t rows, int64_t width, uint8_t* out) {
   const Draws draws(stream, rate);
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (rows * width > kAlone)
   for (int64_t r = 0; r < rows; ++r) {
     float factors[32];
     for (int64_t block = 0; block * 32 < width; ++block) {

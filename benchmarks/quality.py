@@ -1,0 +1,105 @@
+"""Same quality: one epoch on SST with ours and with Trainer at its best, 10 seeds each, the same model and hyper-parameters.
+
+Run: python benchmarks/quality.py [--seeds 10]. Both sides: mean of the token states, dropout 0.1, linear; rate 5e-5 for the
+encoder and 1e-3 for the head, linear decay after 10 % warm-up, weight decay 0.01 on matrices, clipping at 1, batch 32. Every
+run is kept as results/quality/SIDE-SEED.json, so that this can be stopped and goes on where it was (remove the folder to begin
+anew). Writes
+results/quality.json: accuracies on dev, Welch's 95 % interval of the difference, seconds of the epoch and peak memory.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from harness import RESULTS, Side, checkpoint, progress, run_side, save, settings_of
+from intervals import difference_of_means, ratio_of_medians
+from options import parser_of
+from rows import SOURCES, read_rows, what_data, write_rows
+from sides import BEST_ARGUMENTS, OURS, at_its_best
+
+BOUND = 0.015
+
+
+def sides(device: str) -> dict[str, Side]:
+    """Both sides with the hyper-parameters above."""
+    best = at_its_best(device)
+    arguments = {**BEST_ARGUMENTS, "learning_rate": 5e-5, "warmup_steps": 0.1, "lr_scheduler_type": "linear"}
+    options = {**best.options, "arguments": arguments, "head": "mean", "head_rate": 1e-3, "weight_decay": 0.01}
+    return {"ours": OURS, "trainer": replace(best, options={**options, "evaluate": True})}
+
+
+def accuracy_of(name: str, report: dict[str, Any]) -> float:
+    """Accuracy on dev."""
+    return float(report["dev"]["tasks"]["task"]["accuracy"]["value"] if name == "ours" else report["dev_accuracy"])
+
+
+def run_seed(name: str, side: Side, seed: int, spec: dict[str, Any], threads: int | None) -> dict[str, Any]:
+    """One run, from its file when it is there."""
+    path = RESULTS / "quality" / f"{name}-{seed}.json"
+    if path.exists() and (kept := dict(json.loads(path.read_text())))["rows"] == spec["rows"]:
+        return kept
+    report = run_side(replace(side, options={**side.options, "seed": seed}), spec, threads=threads)
+    found = {
+        "rows": spec["rows"],
+        "accuracy": accuracy_of(name, report),
+        "epoch_seconds": report["first_pass_seconds"],
+        "peak_anonymous_mb": report["peak_anonymous_mb"],
+        "versions": report["versions"],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found, indent=1) + "\n")
+    progress(f"quality: {name}, seed {seed}: {found['accuracy']:.4f} in {found['epoch_seconds']:.0f} s")
+    return found
+
+
+def main() -> None:
+    """Run what is missing, then judge all."""
+    parser = parser_of(__doc__)
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--rows", type=int, help="training rows, default: all")
+    options = parser.parse_args()
+    source, chosen = SOURCES["sst"], sides(options.device)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        rows = read_rows(source, options.data_dir)[: options.rows]
+        write_rows(folder / "train.tsv", rows)
+        write_rows(folder / "dev.tsv", read_rows(source, options.data_dir, "dev"))
+        spec = {
+            "data": name, "kind": source.kind, "labels": source.labels, "reads": "single", "checkpoint": checkpoint(),
+            "batch_size": 32, "passes": 1, "device": options.device, "rows": len(rows),
+        }  # fmt: skip
+        found: dict[str, list[dict[str, Any]]] = {side: [] for side in chosen}
+        for seed in range(1, options.seeds + 1):
+            for side in chosen:
+                found[side].append(run_seed(side, chosen[side], seed, spec, options.threads))
+    judge(found, settings_of(data=what_data(options.data_dir), rows=len(rows), threads=options.threads))
+
+
+def judge(found: dict[str, list[dict[str, Any]]], settings: dict[str, Any]) -> None:
+    """Save the comparison of all runs."""
+    values = {side: {key: [run[key] for run in runs] for key in runs[0]} for side, runs in found.items()}
+    difference = difference_of_means(values["ours"]["accuracy"], values["trainer"]["accuracy"])
+    seconds = ratio_of_medians(values["trainer"]["epoch_seconds"], values["ours"]["epoch_seconds"])
+    memory = {side: statistics.median(part["peak_anonymous_mb"]) for side, part in values.items()}
+    save(
+        "quality",
+        {
+            **settings,
+            "bound": BOUND,
+            "accuracy": {side: part["accuracy"] for side, part in values.items()},
+            "difference": difference.to_json(),
+            "within": difference.low >= -BOUND and difference.high <= BOUND,
+            "epoch_seconds": {side: part["epoch_seconds"] for side, part in values.items()},
+            "epoch_ratio": seconds.to_json(),
+            "peak_anonymous_mb": memory,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

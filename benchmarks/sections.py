@@ -1,0 +1,166 @@
+"""The sections of the page: each makes Markdown of one part's result."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from harness import read
+from tables import milliseconds, quoted, ratio, table, versions_note
+from targets import WORKLOADS
+
+
+def training(result: dict[str, Any]) -> str:
+    """Training: a table per workload, what every side is, versions."""
+    parts = []
+    floors = (read("floor") or {"workloads": {}})["workloads"]
+    for workload, rows in result["workloads"].items():
+        parts.append(f"### {WORKLOADS.get(workload, workload)}\n\n{_training_table(rows, floors.get(workload))}")
+    every = [row for rows in result["workloads"].values() for row in rows]
+    told = {row["side"]: row for row in every}.values()
+    notes = "\n".join(f"- {row['side']}: {row['note']}" for row in told)
+    return "\n\n".join([*parts, f"{notes}\n\nVersions:\n\n{versions_note(told)}"])
+
+
+def over_ours(row: dict[str, Any]) -> str:
+    """A side's time over ours; nothing for our own, whose ratio to itself says nothing."""
+    return ratio(row["ratio"]) if "ratio" in row and row["side"] != "smoothtune" else ""
+
+
+def _training_table(rows: list[dict[str, Any]], floor: dict[str, Any] | None) -> str:
+    lines = []
+    for row in rows:
+        if "median" not in row:
+            lines.append([row["side"], f"not run: {row['failure']}", "", "", "", ""])
+            continue
+        over = f"{row['median'] / floor['products_seconds']:.2f}" if floor else ""
+        lines.append(
+            [
+                row["side"], milliseconds(row["median"]), over_ours(row), over,
+                f"{row['first_pass_seconds']:.1f} s", f"{row['peak_anonymous_mb']:,.0f} MiB",
+            ]
+        )  # fmt: skip
+    return table(("side", "step", "over ours", "over the floor", "first pass", "peak anonymous memory"), lines)
+
+
+def floor(result: dict[str, Any]) -> str:
+    """The floor of a step, and what ours is over it."""
+    lines = []
+    training = (read("training") or {"workloads": {}})["workloads"]
+    for workload, found in result["workloads"].items():
+        ours = next((row["median"] for row in training.get(workload, []) if "median" in row), None)
+        second = f"{ours / found['best_rate_seconds']:.2f}" if ours else ""
+        lines.append(
+            [
+                WORKLOADS.get(workload, workload), f"{found['tokens']:.0f}", f"{found['flops'] / 1e9:.1f}",
+                milliseconds(found["products_seconds"]), milliseconds(found["best_rate_seconds"]), second,
+            ]
+        )  # fmt: skip
+    head = ("workload", "tokens", "GFLOP", "its products", "at the best rate", "ours over the best rate")
+    text = (
+        "The floor of a step: nothing but its matrix products (forward and both backward, linear layers and attention) at "
+        "the shapes of the timed batches, bf16, contiguous, preallocated, median of 20; and its operations over the best "
+        f"rate a square bf16 product reached here, {result['best_rate'] / 1e12:.2f} TFLOP/s."
+    )
+    return f"{text}\n\n{table(head, lines)}"
+
+
+def tuning(result: dict[str, Any]) -> str:
+    """Every setting of Trainer that was tried."""
+    lines = [
+        (
+            row["note"],
+            milliseconds(row["median"]) if row["median"] else str(row["failure"]),
+            "chosen" * (number == result["chosen"]),
+        )
+        for number, row in enumerate(result["tried"])
+    ]
+    return table(("settings", "step", ""), lines)
+
+
+def setfit(result: dict[str, Any]) -> str:
+    """Whole trainings."""
+    lines = [
+        [row["side"], f"{row['median']:.1f} s", over_ours(row)] if "ratio" in row
+        else [row["side"], f"not run: {row['failure']}", ""]
+        for row in result["rows_of_table"]
+    ]  # fmt: skip
+    text = (
+        f"SetFit trains by a method of its own: two contrastive pairs per row (its smallest setting), then a head. Both sides "
+        f"train once on the same {result['rows']:,} SST rows, first-time costs included."
+    )
+    return (
+        f"{text}\n\n{table(('side', 'whole training', 'over ours'), lines)}\n\n{versions_note(result['rows_of_table'])}"
+    )
+
+
+def quality(result: dict[str, Any]) -> str:
+    """Accuracies and the interval of their difference."""
+    accuracy, difference = result["accuracy"], result["difference"]
+    lines = [
+        [side, f"{sum(values) / len(values):.4f}", f"{min(values):.4f} to {max(values):.4f}", str(len(values)),
+         f"{sorted(result['epoch_seconds'][side])[len(values) // 2]:.1f} s", f"{result['peak_anonymous_mb'][side]:,.0f} MiB"]
+        for side, values in accuracy.items()
+    ]  # fmt: skip
+    text = (
+        f"One epoch on {result['rows']:,} SST rows, the same model and hyper-parameters. Difference of the mean "
+        f"accuracies on dev: {difference['value']:+.4f}, 95 % interval {difference['low']:+.4f} to "
+        f"{difference['high']:+.4f} (Welch). "
+        f"Trainer's whole epoch over ours: {ratio(result['epoch_ratio'])}."
+    )
+    head = ("side", "mean accuracy", "range", "seeds", "epoch", "peak anonymous memory")
+    return f"{text}\n\n{table(head, lines)}"
+
+
+def prediction(result: dict[str, Any]) -> str:
+    """Prediction: a table per workload."""
+    parts = []
+    for workload, rows in result["workloads"].items():
+        lines = []
+        for row in rows:
+            if "per_second" not in row:
+                lines.append([row["side"], f"not run: {row['failure']}", "", "", "", ""])
+                continue
+            agreement = f"{100 * row['agreement']:.1f} %" if "agreement" in row else "no labels"
+            lines.append(
+                [
+                    row["side"], f"{row['per_second']:,.0f}", over_ours(row),
+                    agreement, f"{row['load_seconds']:.1f} s", f"{row['peak_anonymous_mb']:,.0f} MiB",
+                ]
+            )  # fmt: skip
+        head = ("side", "rows per second", "over ours", "labels as the pipeline's", "loading", "peak anonymous memory")
+        parts.append(f"### {workload}, {result['rows']:,} rows\n\n{table(head, lines)}")
+    told = {row["side"]: row for rows in result["workloads"].values() for row in rows}.values()
+    return "\n\n".join([*parts, "\n".join(f"- {row['side']}: {row['note']}" for row in told), versions_note(told)])
+
+
+def growth(result: dict[str, Any]) -> str:
+    """Step times along each axis, and the plot."""
+    base = ", ".join(f"{name} {value:,}" for name, value in result["base"].items())
+    lines = [
+        [axis, f"{point['value']:,}", milliseconds(point["seconds_per_step"]), f"{point['other_seconds']:.1f} s",
+         f"{point['peak_anonymous_mb']:,.0f} MiB"]
+        for axis, points in result["axes"].items() for point in points
+    ]  # fmt: skip
+    head = ("axis", "value", "step", "the rest of the call", "peak anonymous memory")
+    text = (
+        f"One axis is changed at a time, the others are: {base}. The rest of the call is reading, tokenising, loading "
+        "and evaluating."
+    )
+    return f"{text}\n\n{table(head, lines)}\n\n![Step time along each axis](images/growth.svg)"
+
+
+def three_tasks(result: dict[str, Any]) -> str:
+    """The epoch in a sentence."""
+    rows = ", ".join(f"{name} {count:,}" for name, count in result["rows"].items())
+    seconds = sorted(result["seconds"])[len(result["seconds"]) // 2]
+    return (
+        f"One epoch, batches of 32, trunks mean, siamese and cosine; rows: {rows}. Training took "
+        f"{result['median']:.0f} s, the "
+        f"whole call, with reading, tokenising and evaluation, {seconds:.0f} s; peak anonymous memory "
+        f"{result['peak_anonymous_mb']:,.0f} MiB."
+    )
+
+
+def printed(result: dict[str, Any]) -> str:
+    """What a benchmark printed itself."""
+    return quoted(result["lines"])

@@ -1,0 +1,288 @@
+"""The kernels of `grid.cpp` and `grid_convolution.cpp` on torch tensors: residual blocks over packed grids in bfloat16.
+
+A packed grid is (N, C) bfloat16, contiguous: the real cells of a batch of grids, each example of its own height and
+width, with zeros between them (see `grid.h`). Vectors (C,), weights (O, I, k, k) and their gradients are float32. Knows
+nothing of modules or gradients' bookkeeping.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from smoothtune.runtime.kernels.library import kernels
+
+COLUMNS = 32  # width of the columns of a cube: nine neighbours times three channels, and zeros
+_SIGNATURES = {
+    "grid": {
+        "grid_columns": "plpllp",
+        "grid_columns_back": "plpllp",
+        "grid_statistics": "pllplppp",
+        "grid_norm": "plppppufllplp",
+        "grid_norm_sums": "plppppuflllppp",
+        "grid_norm_back": "plpppppppuflllp",
+        "grid_largest": "plplpp",
+        "grid_largest_back": "plpplp",
+        "grid_halve": "plplllp",
+        "grid_halve_back": "plpplllp",
+    },
+    "grid_convolution": {
+        "grid_pack": "plllip",
+        "grid_convolve": "plppppplll",
+        "grid_workspace": "pllll",
+        "grid_weight_gradient": "pllpppplll",
+    },
+}
+_TYPES = {
+    "i": ctypes.c_int,
+    "p": ctypes.c_void_p,
+    "f": ctypes.c_float,
+    "u": ctypes.c_uint64,
+    "l": ctypes.c_int64,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where the cells of a batch of grids lie: `table` (B, 4) int32 as in `grid.h`, N `cells`, of which `real` are real.
+
+    `height` and `width` are those of the padded grid, whose cells number the dropout's draws.
+    """
+
+    table: Tensor
+    cells: int
+    real: int
+    height: int
+    width: int
+
+    def grid(self, channels: int) -> Tensor:
+        """An unset packed grid (N, C)."""
+        return torch.empty(self.cells, channels, dtype=torch.bfloat16)
+
+    @property
+    def head(self) -> tuple[int, int]:
+        """What every kernel is given first: the table and the number of examples."""
+        return self.table.data_ptr(), len(self.table)
+
+
+class Drop(NamedTuple):
+    """Dropout of one place: its rate (0: none) and the stream of its draws."""
+
+    rate: float
+    stream: int
+
+
+class Norm(NamedTuple):
+    """A batch norm's numbers for one batch, (C,) each: (y - mean) * scale + bias."""
+
+    mean: Tensor
+    scale: Tensor
+    bias: Tensor
+
+
+@cache
+def _libraries() -> dict[str, ctypes.CDLL] | None:
+    found = {name: kernels(name) for name in _SIGNATURES}
+    loaded = {name: library for name, library in found.items() if library is not None}
+    if len(loaded) < len(found) or not loaded["grid_convolution"].grid_available():
+        return None
+    for name, signatures in _SIGNATURES.items():
+        for function, letters in signatures.items():
+            entry = getattr(loaded[name], function)
+            entry.argtypes, entry.restype = [_TYPES[letter] for letter in letters], None
+    loaded["grid_convolution"].grid_workspace.restype = ctypes.c_int64
+    return loaded
+
+
+def available() -> bool:
+    """Whether there are kernels and a processor with AMX tiles of bfloat16."""
+    return _libraries() is not None
+
+
+def _norms() -> ctypes.CDLL:
+    found = _libraries()
+    assert found is not None, "ask `available` first"
+    return found["grid"]
+
+
+def _products() -> ctypes.CDLL:
+    found = _libraries()
+    assert found is not None, "ask `available` first"
+    return found["grid_convolution"]
+
+
+def lay_out(mask_a: Tensor, mask_b: Tensor) -> Layout:
+    """The layout of the grids of pairs whose real tokens stand first: `mask_a` (B, Ta), `mask_b` (B, Tb)."""
+    sizes = list(zip(mask_a.sum(dim=1).tolist(), mask_b.sum(dim=1).tolist(), strict=True))
+    rows: list[list[int]] = []
+    free, before = 0, 0
+    for height, width in sizes:
+        first = _whole(free + max(before, width) + 2)
+        free, before = first + height * (width + 1), width
+        rows.append([height, width, first, _whole(free)])
+    rows[-1][3] = _whole(rows[-1][3] + before + 5)
+    real = sum(height * width for height, width in sizes)
+    return Layout(torch.tensor(rows, dtype=torch.int32), rows[-1][3], real, mask_a.shape[1], mask_b.shape[1])
+
+
+def _whole(cells: int) -> int:
+    """`cells` rounded up to whole tiles."""
+    return -(-cells // 32) * 32
+
+
+def columns_of(cube: Tensor, layout: Layout) -> Tensor:
+    """Each real cell's nine neighbours, (N, 32): `cube` (B, 3, H, W) float32, contiguous."""
+    out = layout.grid(COLUMNS)
+    _norms().grid_columns(*layout.head, cube.data_ptr(), layout.height, layout.width, out.data_ptr())
+    return out
+
+
+def columns_gradient(grad: Tensor, layout: Layout) -> Tensor:
+    """The gradient (B, 3, H, W) of the cube from that of its columns (N, 32)."""
+    out = torch.empty(len(layout.table), 3, layout.height, layout.width)
+    _norms().grid_columns_back(*layout.head, grad.data_ptr(), layout.height, layout.width, out.data_ptr())
+    return out
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor, layout: Layout) -> Tensor:
+    """`x` (N, I) and `weight` (O, I, k, k), k 1 or 3, to (N, O), of no meaning where cells are not real."""
+    return _product(x, weight, (bias, None), layout, backward=False)
+
+
+def convolution_gradient(grad: Tensor, weight: Tensor, layout: Layout, *, more: Tensor | None = None) -> Tensor:
+    """The gradient (N, I) of what `weight` (O, I, k, k) convolved from that of the result, `grad` (N, O), plus `more`."""
+    return _product(grad, weight, (None, more), layout, backward=True)
+
+
+def _product(
+    x: Tensor, weight: Tensor, added: tuple[Tensor | None, Tensor | None], layout: Layout, *, backward: bool
+) -> Tensor:
+    out, entering, taps = weight.shape[0], weight.shape[1], weight[0, 0].numel()
+    packed = torch.empty(weight.numel(), dtype=torch.bfloat16)
+    _products().grid_pack(weight.data_ptr(), out, entering, taps, backward, packed.data_ptr())
+    reads, writes = (out, entering) if backward else (entering, out)
+    y = layout.grid(writes)
+    _products().grid_convolve(
+        *layout.head, x.data_ptr(), packed.data_ptr(), _address(added[0]), _address(added[1]), y.data_ptr(),
+        taps, reads, writes,
+    )  # fmt: skip
+    return y
+
+
+def weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, layout: Layout) -> Tensor:
+    """The gradient of `weight` (O, I, k, k) from that of the result (N, O) and what was convolved, `x` (N, I)."""
+    out, entering, taps = weight.shape[0], weight.shape[1], weight[0, 0].numel()
+    space = torch.empty(_products().grid_workspace(*layout.head, taps, entering, out), dtype=torch.uint8)
+    gradient = torch.empty(weight.shape)
+    _products().grid_weight_gradient(
+        *layout.head, layout.cells, grad.data_ptr(), x.data_ptr(), space.data_ptr(), gradient.data_ptr(),
+        taps, entering, out,
+    )  # fmt: skip
+    return gradient
+
+
+def statistics(y: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+    """Means and sums of squared differences from them over real cells, (C,) each: `y` (N, C)."""
+    width = y.shape[1]
+    parts, found = torch.empty(len(layout.table), width), torch.empty(2, width)
+    mean, squares = found.unbind(0)
+    _norms().grid_statistics(
+        *layout.head, layout.real, y.data_ptr(), width, parts.data_ptr(), mean.data_ptr(), squares.data_ptr()
+    )
+    return mean, squares
+
+
+def normed(y: Tensor, norm: Norm, drop: Drop, layout: Layout, *, around: Tensor | None = None) -> Tensor:
+    """Dropout(ReLU(norm(y))), or with `around` ReLU(dropout(norm(y)) + around); all (N, C)."""
+    z = torch.empty_like(y)
+    _norms().grid_norm(
+        *layout.head, y.data_ptr(), norm.mean.data_ptr(), norm.scale.data_ptr(), norm.bias.data_ptr(),
+        drop.stream, drop.rate, layout.height, layout.width,
+        _address(around), y.shape[1], z.data_ptr(),
+    )  # fmt: skip
+    return z
+
+
+class NormSums(NamedTuple):
+    """Sums over real cells of d and of d * (y - mean), (C,) each, d being the gradient at the norm's output.
+
+    `through` (N, C) is the gradient that `normed_gradient` takes up.
+    """
+
+    plain: Tensor
+    times: Tensor
+    through: Tensor
+
+
+def normed_sums(
+    y: Tensor, z: Tensor, grad: Tensor, mean: Tensor, drop: Drop, layout: Layout, *, outer: bool
+) -> NormSums:
+    """First half of the gradient of `normed`: `y`, its result `z`, and the result's gradient, (N, C) each.
+
+    `outer` says that there was an `around`, whose gradient is then `through`.
+    """
+    width = y.shape[1]
+    parts, sums = torch.empty(len(layout.table), 2, width), torch.empty(2, width)
+    passed = torch.empty_like(y) if outer else None
+    _norms().grid_norm_sums(
+        *layout.head, y.data_ptr(), z.data_ptr(), grad.data_ptr(), mean.data_ptr(),
+        drop.stream, drop.rate, layout.height, layout.width, width, _address(passed), parts.data_ptr(), sums.data_ptr(),
+    )  # fmt: skip
+    return NormSums(sums[0], sums[1], grad if passed is None else passed)
+
+
+def normed_gradient(
+    y: Tensor, z: Tensor | None, through: Tensor, norm: Norm, moved: tuple[Tensor, Tensor], drop: Drop, layout: Layout
+) -> Tensor:
+    """Second half: scale * (d - level - (y - mean) * slope), (N, C), `moved` being level and slope, (C,) each.
+
+    `z` is what `normed` gave if there was no `around`, else None.
+    """
+    out = torch.empty_like(y)
+    _norms().grid_norm_back(
+        *layout.head, y.data_ptr(), _address(z), through.data_ptr(), norm.mean.data_ptr(), norm.scale.data_ptr(),
+        moved[0].data_ptr(), moved[1].data_ptr(), drop.stream, drop.rate, layout.height, layout.width,
+        y.shape[1], out.data_ptr(),
+    )  # fmt: skip
+    return out
+
+
+def largest(grid: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+    """The largest number of each channel over real cells, (B, C) float32, and its cell, (B, C) int32."""
+    shape = len(layout.table), grid.shape[1]
+    highest, where = torch.empty(shape), torch.empty(shape, dtype=torch.int32)
+    _norms().grid_largest(*layout.head, grid.data_ptr(), grid.shape[1], highest.data_ptr(), where.data_ptr())
+    return highest, where
+
+
+def largest_gradient(grad: Tensor, where: Tensor, layout: Layout) -> Tensor:
+    """The gradient (N, C) of the grid from that of `largest`, (B, C) float32."""
+    out = layout.grid(grad.shape[1])
+    _norms().grid_largest_back(*layout.head, grad.data_ptr(), where.data_ptr(), grad.shape[1], out.data_ptr())
+    return out
+
+
+def halved(grid: Tensor, layout: Layout) -> Tensor:
+    """Max pooling 2 x 2 over real cells: `grid` (N, C) to a padded (B, ceil(H / 2), ceil(W / 2), C), 0 elsewhere."""
+    sides = -(-layout.height // 2), -(-layout.width // 2)
+    out = torch.empty(len(layout.table), *sides, grid.shape[1], dtype=torch.bfloat16)
+    _norms().grid_halve(*layout.head, grid.data_ptr(), grid.shape[1], *sides, out.data_ptr())
+    return out
+
+
+def halved_gradient(grid: Tensor, grad: Tensor, layout: Layout) -> Tensor:
+    """The gradient (N, C) of `grid` (N, C) from that of `halved`, which has its shape."""
+    out = torch.empty_like(grid)
+    _norms().grid_halve_back(
+        *layout.head, grid.data_ptr(), grad.data_ptr(), grid.shape[1], grad.shape[1], grad.shape[2], out.data_ptr()
+    )
+    return out
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()

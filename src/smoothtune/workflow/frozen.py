@@ -1,0 +1,201 @@
+"""The states of an encoder that a stage does not train: computed once, kept in the cache, given to the stage's examples.
+
+Knows nothing of trunks beyond what they need, and of nothing that trains. Prints nothing: whoever listens is told.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from smoothtune.data.batching import Examples, pad
+from smoothtune.data.states import StateColumn, StateStore, make_room
+from smoothtune.files import WriteError
+from smoothtune.inference.batches import token_batches
+from smoothtune.nn.encoder import Encoder
+from smoothtune.nn.masked_pool import pool_tokens
+from smoothtune.runtime.device import computing_in
+from smoothtune.types import Needs
+
+WINDOW_ROWS = 1 << 15  # sorted by length together, so that what is written lies close together
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """While a frozen encoder reads what the cache does not have: `done` of `texts` so far."""
+
+    stage: str
+    done: int
+    texts: int
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenStates:
+    """A stage trains nothing in the encoder: there is no dropout in it, and its states never change.
+
+    Of `texts` (a pair that is read apart counts twice) `encoded` were not in the cache; `seconds` is what all took. The
+    states take `bytes` of disk. `obstacle` says why they are computed at every step instead, None where they are kept.
+    """
+
+    stage: str
+    texts: int
+    encoded: int
+    bytes: int
+    seconds: float
+    obstacle: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What one token column of some examples needs, and the folder where it is or will be."""
+
+    examples: Examples
+    store: StateStore
+    folder: Path
+
+
+@dataclass(frozen=True, slots=True)
+class StateKeeper:
+    """Gives examples the states of `encoder`, which must not change while they are in use.
+
+    They are computed in `dtype`, without dropout, many rows of like length at a time, as in prediction.
+    """
+
+    encoder: Encoder
+    dtype: torch.dtype
+    cache: Path
+    stage: str
+    listen: Callable[[Encoding | FrozenStates], None]
+
+    def give(
+        self, splits: Sequence[Mapping[str, Examples]], needs: Mapping[str, Needs], *, at_most: int | None = None
+    ) -> list[dict[str, Examples]]:
+        """The same examples with the states that each task `needs`, or as they are where these cannot be kept.
+
+        `at_most` is the number of training rows (those of `splits[0]`) that the stage can read, if that is bounded: where
+        it is fewer than there are, nothing new is encoded.
+        """
+        began = time.perf_counter()
+        encoder = fingerprint(self.encoder)
+        wanted = [{task: self._wanted(part, needs[task], encoder) for task, part in split.items()} for split in splits]
+        every = {item.folder: item for split in wanted for items in split.values() for item in items}
+        missing = [item for item in every.values() if item.store.open(item.folder) is None]
+        rows = sum(len(part) for part in splits[0].values())
+        if missing and at_most is not None and at_most < rows:
+            obstacle: str | None = f"the stage reads at most {at_most:,} of its {rows:,} training rows"
+        else:
+            obstacle = self._write(missing, every)
+        size, seconds = sum(item.store.bytes() for item in every.values()), time.perf_counter() - began
+        encoded = 0 if obstacle else _texts(missing)
+        self.listen(FrozenStates(self.stage, _texts(every.values()), encoded, size, seconds, obstacle))
+        if obstacle:
+            return [dict(split) for split in splits]
+        return [
+            {task: replace(part, states=_opened(items[task])) for task, part in split.items()}
+            for split, items in zip(splits, wanted, strict=True)
+        ]
+
+    def _wanted(self, examples: Examples, needs: Needs, encoder: str) -> list[_Wanted]:
+        """One store per token column."""
+        rows = examples.chosen if bool(np.all(np.diff(examples.chosen) > 0)) else np.unique(examples.chosen)
+        joint, width = examples.reads == "joint", self.encoder.width
+        stores = [
+            StateStore(self.cache, encoder, column, rows, joint=joint, needs=needs, dtype=self.dtype, width=width)
+            for column in examples.columns
+        ]
+        return [_Wanted(examples, store, store.folder()) for store in stores]
+
+    def _write(self, missing: Collection[_Wanted], every: Collection[Path]) -> str | None:
+        """Encode what is missing; why that could not be done, or None."""
+        texts, done = _texts(missing), 0
+
+        def read(rows: int) -> None:
+            nonlocal done
+            done += rows
+            self.listen(Encoding(self.stage, done, texts))
+
+        try:
+            if missing:
+                make_room(self.cache, sum(item.store.bytes() for item in missing), every)
+            for item in missing:
+                with _at_rest(self.encoder), torch.inference_mode(), computing_in(self.dtype, self._device):
+                    item.store.write(item.folder, partial(self._fill, item, read))
+        except (WriteError, OSError) as error:
+            return str(error)
+        return None
+
+    def _fill(self, item: _Wanted, read: Callable[[int], None], values: Tensor, starts: np.ndarray) -> None:
+        """Put the states of all rows into `values` (P, D), those of row i from `starts[i]` (M + 1,) on."""
+        store, examples = item.store, item.examples
+        column, lengths = store.column, store.column.lengths(store.rows)
+        for places in _batches(lengths, examples.limit):
+            tokens = pad([(column, store.rows[places])], store.joint, examples.pad_id, examples.limit)
+            tokens = tokens.to(self._device)
+            states = self.encoder(tokens).states
+            if store.needs == "states":
+                kept, into = states[tokens.mask], _spans(starts[places], lengths[places])
+            else:
+                kept, into = pool_tokens(states, tokens.mask, store.needs), places
+            values.index_copy_(0, torch.from_numpy(into), kept.to(values))
+            read(len(places))
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.encoder.parameters()).device
+
+
+def fingerprint(encoder: Encoder) -> str:
+    """Names what an encoder gives in eval mode: its class, architecture, weights and kind of device."""
+    device = next(encoder.parameters()).device.type
+    settings = [type(encoder).__name__, encoder.architecture, device]
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    for name, tensor in encoder.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _opened(items: Sequence[_Wanted]) -> tuple[StateColumn, ...]:
+    """The states of all columns, or none at all: another process may have made room."""
+    columns = [item.store.open(item.folder) for item in items]
+    return tuple(column for column in columns if column is not None) if all(columns) else ()
+
+
+def _texts(items: Iterable[_Wanted]) -> int:
+    return sum(len(item.store.rows) for item in items)
+
+
+def _batches(lengths: np.ndarray, limit: int) -> Iterator[np.ndarray]:
+    """Places of rows to encode together, one window after another."""
+    for begin in range(0, len(lengths), WINDOW_ROWS):
+        for places in token_batches(lengths[begin : begin + WINDOW_ROWS], limit=limit):
+            yield begin + places
+
+
+def _spans(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """All places of spans that begin at `starts` (B,) and are `lengths` (B,) long, one after another."""
+    ends = np.cumsum(lengths)
+    places: np.ndarray = np.repeat(starts - ends + lengths, lengths) + np.arange(ends[-1])
+    return places
+
+
+@contextmanager
+def _at_rest(module: nn.Module) -> Iterator[None]:
+    """The module is in eval mode inside, and every part in its own mode again after."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
