@@ -1,6 +1,6 @@
 """The floor of a training step: nothing but its matrix products, and its FLOPs over the best rate this machine reached.
 
-Run: python benchmarks/floor.py [sst siamese joint] [--steps 24]. The batches are those that our side is timed on: same rows,
+Run: python benchmarks/floor.py [sst siamese joint] [--steps 12]. The batches are those that our side is timed on: same rows,
 same order of lengths, real tokens only in linear layers, each text up to its batch's longest in attention. Products are
 bf16, contiguous, into preallocated outputs: of every linear layer forward, input gradient and weight gradient; of attention
 two forward and four backward. All layers of a step are run in turn, each with its own weights; median of 20 such runs per
@@ -142,7 +142,7 @@ def main() -> None:
     """Measure and save."""
     parser = parser_of(__doc__)
     parser.add_argument("workloads", nargs="*", default=list(WORKLOADS))
-    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--steps", type=int, default=12)
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)

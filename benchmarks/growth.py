@@ -29,7 +29,7 @@ AXES: dict[str, Sequence[int]] = {
     "tasks": (1, 3, 10),
     "rows": (1_000, 10_000, 100_000),
 }
-WARM, STEPS = 4, 8
+WARM, STEPS = 4, 6
 DEV_ROWS = 32
 
 

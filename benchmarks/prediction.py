@@ -1,6 +1,6 @@
 """Prediction: ours, the transformers pipeline in batches, sentence-transformers `encode`, onnxruntime int8.
 
-Run: python benchmarks/prediction.py [sst quora] [--rows 1024] [--repetitions 5]. First a small model is trained (ours) and
+Run: python benchmarks/prediction.py [sst quora] [--rows 512] [--repetitions 5]. First a small model is trained (ours) and
 written for the peers too, so that labels can be compared. Writes results/prediction[-cuda].json.
 """
 
@@ -20,7 +20,7 @@ from options import parser_of
 from rows import SOURCES, read_rows, sampled, what_data, write_rows
 from sides import KEEP_MEMORY
 
-TRAIN_ROWS = 96
+TRAIN_ROWS = 1280
 OURS = Side("smoothtune", "ours_predict.py", note="`Model.predict`, defaults")
 PIPELINE = Side(
     "pipeline", "pipeline_predict.py", note="`transformers` text-classification pipeline, float32, batches of 32"
@@ -93,7 +93,7 @@ def main() -> None:
     """Measure and save."""
     parser = parser_of(__doc__)
     parser.add_argument("workloads", nargs="*", default=list(WORKLOADS))
-    parser.add_argument("--rows", type=int, default=1024)
+    parser.add_argument("--rows", type=int, default=512)
     options = parser.parse_args()
     found = {}
     with tempfile.TemporaryDirectory() as name:

@@ -1,6 +1,6 @@
 """Training on SST by `setfit`'s own method beside ours: the whole training on the same rows, one pass, first-time costs included.
 
-Run: python benchmarks/setfit_task.py [--rows 320] [--repetitions 5]. Writes results/setfit.json.
+Run: python benchmarks/setfit_task.py [--rows 160] [--repetitions 5]. Writes results/setfit.json.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def row_of(measured: Measured, ours: Measured) -> dict[str, Any]:
 def main() -> None:
     """Measure and save."""
     parser = parser_of(__doc__)
-    parser.add_argument("--rows", type=int, default=10 * BATCH)
+    parser.add_argument("--rows", type=int, default=5 * BATCH)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         spec = write_workload("sst", options.data_dir, options.rows // BATCH, Path(folder)) | {"passes": 1}

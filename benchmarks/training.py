@@ -1,6 +1,6 @@
 """Training: ours, Trainer as it comes and at its best, and other peers, on SST, Quora siamese and Quora joint.
 
-Run: python benchmarks/training.py [sst siamese joint] [--steps 24] [--repetitions 5]. Every side is a process of its own;
+Run: python benchmarks/training.py [sst siamese joint] [--steps 12] [--repetitions 5]. Every side is a process of its own;
 one pass over the rows pays all first-time costs, the next one is timed. Writes results/training[-cuda].json.
 """
 
@@ -72,7 +72,7 @@ def main() -> None:
     """Measure and save."""
     parser = parser_of(__doc__)
     parser.add_argument("workloads", nargs="*", default=list(WORKLOADS))
-    parser.add_argument("--steps", type=int, default=24, help="batches of 32 rows in a pass")
+    parser.add_argument("--steps", type=int, default=12, help="batches of 32 rows in a pass")
     options = parser.parse_args()
     found = {}
     for workload in options.workloads:

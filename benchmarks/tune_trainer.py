@@ -1,6 +1,6 @@
 """What Trainer's best settings are on this machine: attention, padding, allocator and waiting threads, tried on SST.
 
-Run: python benchmarks/tune_trainer.py [--steps 16]. Writes results/trainer_best[-cuda].json, which the other parts read.
+Run: python benchmarks/tune_trainer.py [--steps 8]. Writes results/trainer_best[-cuda].json, which the other parts read.
 """
 
 from __future__ import annotations
@@ -18,13 +18,17 @@ from training import write_workload
 
 def main() -> None:
     """Try all candidates in turn, keep the one with the smallest median."""
-    parser = parser_of(__doc__, repetitions=3)
-    parser.add_argument("--steps", type=int, default=16)
+    parser = parser_of(__doc__, repetitions=2)
+    parser.add_argument("--steps", type=int, default=8)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         spec = write_workload("sst", options.data_dir, options.steps, Path(folder)) | {"device": options.device}
         measured = alternate(
-            candidates(), spec, options.repetitions, threads=options.threads, label="tuning Trainer on sst"
+            candidates(),
+            spec,
+            options.repetitions,
+            threads=options.threads,
+            label="tuning Trainer, six settings in turn",
         )
     tried = [
         {
