@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from smoothtune.errors import UsageError
 from smoothtune.nn import fused
 from smoothtune.nn.bert import BertEncoder
 from smoothtune.nn.packing import Packing
@@ -150,6 +151,40 @@ def test_a_prepared_weight_is_made_once_per_change(dtype: torch.dtype) -> None:
         weight.mul_(2)
     assert prepared(weight, dtype) is not first
     assert torch.equal(product(x, weight), before * 2)
+
+
+def test_weights_of_two_dtypes_and_of_any_layout_are_kept_side_by_side() -> None:
+    weight = torch.randn(32, 64).t()
+    x = torch.randn(10, 32)
+    assert apart(product(x, weight), x @ weight.t()) < 1e-6
+    assert apart(product(x.bfloat16(), weight).float(), x @ weight.t()) < 1e-2
+    first = [prepared(weight, dtype) for dtype in (torch.float32, torch.bfloat16)]
+    assert first == [prepared(weight, dtype) for dtype in (torch.float32, torch.bfloat16)]
+
+
+@pytest.mark.parametrize("table", ["token id 90", "segment 2"])
+def test_ids_that_no_table_has_are_refused(table: str) -> None:
+    encoder, tokens = build(16, 2, 24), ragged()
+    ids, segments = tokens.input_ids.clone(), tokens.segments
+    assert segments is not None
+    if table.startswith("token"):
+        ids[0, 3] = 90
+    else:
+        segments = segments * 2
+    with pytest.raises(UsageError, match=f"encoder: {table} is not in its table of"):
+        encoder(Tokens(ids, tokens.mask, segments))
+
+
+def test_a_replaced_or_hooked_part_is_called() -> None:
+    encoder = build(64, 2, 96).eval()
+    expected = encoder(ragged()).states
+    seen: list[int] = []
+    handle = encoder.layers[1].up.register_forward_hook(lambda *_: seen.append(1))
+    assert apart(encoder(ragged()).states * ragged().mask.unsqueeze(2), expected) < 1e-5
+    assert seen
+    handle.remove()
+    encoder.layers[0].down = torch.nn.Sequential(encoder.layers[0].down, torch.nn.Tanh())
+    assert apart(encoder(ragged()).states * ragged().mask.unsqueeze(2), expected) > 1e-3
 
 
 def test_packing_goes_there_and_back() -> None:

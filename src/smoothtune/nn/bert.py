@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from smoothtune.errors import ModelFileError
+from smoothtune.errors import ModelFileError, UsageError
 from smoothtune.nn import fused
 from smoothtune.nn.attention import SelfAttention, reads_ragged
 from smoothtune.nn.dropout import Dropout, name_places
@@ -40,6 +40,7 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu_new": lambda: nn.GELU(approximate="tanh"),
     "relu": nn.ReLU,
 }
+_BARE = (nn.Linear, nn.LayerNorm, nn.Embedding, nn.GELU, nn.ReLU)
 _KERNEL_ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "relu": "relu"}
 _HUB_NAMES = {
     "embeddings.word": "embeddings.word_embeddings",
@@ -112,6 +113,9 @@ class BertEmbeddings(nn.Module):
         tables = (self.word.weight, self.position.weight, self.segment.weight)
         drop = self.dropout.drop(packing.places)
         ids = packing.pack(tokens.input_ids)
+        _check_rows(ids, self.word, "token id", "take the tokenizer that was saved with this checkpoint")
+        if segments is not None:
+            _check_rows(segments, self.segment, "segment", "number the texts of a pair 0 and 1")
         return fused.embedding(tables, self.norm, ids, segments, packing, drop, dtype, sparse=self.sparse_gradient)
 
 
@@ -211,12 +215,23 @@ class BertEncoder(Encoder):
         if weight.device.type != "cpu" or weight.dtype != torch.float32 or self.head_size % 8 or not fused.available():
             return None
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
-        return dtype if dtype in (torch.float32, torch.bfloat16) else None
+        return dtype if dtype in (torch.float32, torch.bfloat16) and self._bare() else None
+
+    def _bare(self) -> bool:
+        """Whether every part is the module that was built, without hooks: others must be called, not read."""
+        parts = [self.embeddings.word, self.embeddings.norm]
+        for block in self.layers:
+            assert isinstance(block, BertLayer)
+            parts += block.attention.qkv, block.attention.output, block.attention_norm
+            parts += block.up, block.activation, block.down, block.output_norm
+        return all(type(part) in _BARE and not (part._forward_hooks or part._forward_pre_hooks) for part in parts)
 
     def _reads_ragged(self) -> bool:
-        """Whether torch computes this pass on packed tokens: on a GPU, in 16-bit floats, without attention dropout."""
-        device = self.embeddings.word.weight.device.type
-        if device != "cuda" or not torch.is_autocast_enabled(device) or not reads_ragged():
+        """Whether torch computes this pass on packed tokens: on a recent GPU, in 16-bit floats, without attention dropout."""
+        device = self.embeddings.word.weight.device
+        if device.type != "cuda" or not torch.is_autocast_enabled("cuda") or not reads_ragged():
+            return False
+        if torch.cuda.get_device_capability(device) < (8, 0) or self.head_size % 8 or self.head_size > 256:
             return False
         first = self.layers[0]
         assert isinstance(first, BertLayer)
@@ -260,6 +275,16 @@ class BertEncoder(Encoder):
             names = _hub_names(name)
             views.update(zip(names, parameter.detach().chunk(len(names)), strict=True))
         return views
+
+
+def _check_rows(index: Tensor, table: nn.Embedding, what: str, remedy: str) -> None:
+    """Raise `UsageError` where `index` (N,) int64 names a row that `table` does not have: kernels do not look."""
+    if index.dtype != torch.int64:
+        raise UsageError(f"encoder: a {what} is {index.dtype}, expected torch.int64")
+    low, high = (int(bound) for bound in index.aminmax())
+    if low < 0 or high >= table.num_embeddings:
+        wrong = low if low < 0 else high
+        raise UsageError(f"encoder: {what} {wrong} is not in its table of {table.num_embeddings:,} rows; {remedy}")
 
 
 def _hub_names(name: str) -> tuple[str, ...]:

@@ -75,12 +75,16 @@ _prepared: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 def prepared(weight: Tensor, dtype: torch.dtype) -> Prepared:
     """`weight` (M, K) ready for products in `dtype`; made anew whenever the weight has changed."""
     version = None if weight.is_inference() else weight._version
-    known: tuple[int | None, torch.dtype, Prepared] | None = _prepared.get(weight)  # type: ignore[no-untyped-call]
-    if known is not None and version is not None and known[:2] == (version, dtype):
-        return known[2]
-    tiled = dtype == torch.bfloat16 and gemm.available() and gemm.fits(*weight.shape)
+    known: dict[torch.dtype, tuple[int | None, Prepared]] | None = _prepared.get(weight)  # type: ignore[no-untyped-call]
+    if known is None:
+        known = {}
+        _prepared[weight] = known
+    last = known.get(dtype)
+    if last is not None and version is not None and last[0] == version:
+        return last[1]
+    tiled = dtype == torch.bfloat16 and weight.is_contiguous() and gemm.available() and gemm.fits(*weight.shape)
     made = TiledWeight(weight) if tiled else PlainWeight(weight, dtype)
-    _prepared[weight] = (version, dtype, made)
+    known[dtype] = (version, made)
     return made
 
 

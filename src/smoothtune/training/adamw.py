@@ -19,9 +19,10 @@ from smoothtune.runtime.kernels.adamw import Rates
 
 
 def fits(parameters: Iterable[Tensor]) -> bool:
-    """Whether the kernels are there and all `parameters` are contiguous float32 on the CPU."""
-    return kernels.available() and all(
-        part.device.type == "cpu" and part.dtype == torch.float32 and part.is_contiguous() for part in parameters
+    """Whether all `parameters` are contiguous float32 on the CPU and the kernels are there."""
+    return (
+        all(part.device.type == "cpu" and part.dtype == torch.float32 and part.is_contiguous() for part in parameters)
+        and kernels.available()
     )
 
 
@@ -43,6 +44,12 @@ class KernelAdamW(Optimizer):
     ) -> None:
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         self.scale = 1.0
+        self._seen: dict[Tensor, Tensor] = {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a state. Which rows were seen is read from the moments again."""
+        self._seen.clear()
+        super().load_state_dict(state_dict)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -75,7 +82,7 @@ class KernelAdamW(Optimizer):
                 self._rates(group, number),
             )
             for part in parameters:
-                self.state[part].pop("seen", None)
+                self._seen.pop(part, None)
                 increment_version(part)
 
     def _begin(self, parameter: Tensor) -> int:
@@ -90,12 +97,12 @@ class KernelAdamW(Optimizer):
 
     def _step_rows(self, table: Tensor, rates: Rates) -> None:
         state = self.state[table]
-        if "seen" not in state:
-            state["seen"] = (state["exp_avg_sq"] != 0).any(dim=1)
+        if table not in self._seen:  # squares underflow before the mean does
+            self._seen[table] = ((state["exp_avg"] != 0) | (state["exp_avg_sq"] != 0)).any(dim=1)
         assert table.grad is not None
         gradient = table.grad.coalesce()
         index, values = gradient.indices()[0].contiguous(), gradient.values().contiguous()
-        kernels.step_rows(table, state["exp_avg"], state["exp_avg_sq"], state["seen"], index, values, rates)
+        kernels.step_rows(table, state["exp_avg"], state["exp_avg_sq"], self._seen[table], index, values, rates)
         increment_version(table)
 
     def _rates(self, group: dict[str, Any], number: int) -> Rates:
@@ -118,7 +125,10 @@ def clip_gradients(optimiser: Optimizer, limit: float | None) -> float:
     trained = [part for group in optimiser.param_groups for part in group["params"] if part.grad is not None]
     if not isinstance(inner, KernelAdamW):
         return float(torch.nn.utils.clip_grad_norm_(trained, torch.inf if limit is None else limit))
-    gradients = [part.grad.coalesce().values() if part.grad.is_sparse else part.grad for part in trained]
+    for part in trained:
+        if part.grad.is_sparse and not part.grad.is_coalesced():
+            part.grad = part.grad.coalesce()
+    gradients = [part.grad.values() if part.grad.is_sparse else part.grad for part in trained]
     norm = math.sqrt(kernels.sum_of_squares([part.contiguous() for part in gradients]))
     inner.scale = 1.0 if limit is None or norm <= limit else limit / (norm + 1e-6)
     return norm

@@ -101,6 +101,17 @@ class StageRun:
     _best: BestState | None = field(init=False, default=None)
     _rule: _Rule | None = field(init=False, default=None)
 
+    def __post_init__(self) -> None:
+        """Raises `UsageError` where regularisers are to look at the layers of an encoder that does not run."""
+        kept = [task for task, examples in self.examples.items() if examples.states]
+        if self.regularisers and kept:
+            asked = ", ".join(regulariser.name for regulariser in self.regularisers)
+            raise UsageError(
+                f"stage {self.stage.name}: regularisers ({asked}) look at the encoder, but the examples of "
+                f"{', '.join(kept)} carry its kept states; give examples without states "
+                '(runtime.frozen_states = "off" makes none), or no regularisers'
+            )
+
     def events(self) -> Iterator[StageEvent]:
         """Train until the stopping rule says so, then put the best state back. The reader may stop at any event."""
         try:
@@ -168,9 +179,9 @@ class StageRun:
         schedule = self._schedule()
         total = _total_steps(schedule, stage)
         optimiser = build_optimiser(parameter_groups(self.model, weighting.to(self.accelerator.device), chosen, stage))
-        self.model.encoder.give_sparse_gradients(isinstance(optimiser, KernelAdamW))
         rates = build_rates(optimiser, warmup_share=stage.warmup, total=total)
         alone = self.accelerator.num_processes == 1  # then there is nothing to wrap, and wrappers cost at each step
+        self.model.encoder.give_sparse_gradients(alone and isinstance(optimiser, KernelAdamW))
         prepared, wrapped = (module, optimiser) if alone else self.accelerator.prepare(module, optimiser)
         return LoopParts(
             module, prepared, wrapped, rates, schedule, self.accelerator, stage, self.seed, total, self.evaluate
