@@ -21,9 +21,10 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from harness import checkpoint, progress, save, settings_of
+from harness import checkpoint, part_name, progress, save, settings_of
 from options import parser_of
 from rows import what_data
+from smoothtune.runtime.device import set_threads
 from training import BATCH, WORKLOADS, write_workload
 from workers.common import read_rows
 
@@ -144,8 +145,7 @@ def main() -> None:
     parser.add_argument("workloads", nargs="*", default=list(WORKLOADS))
     parser.add_argument("--steps", type=int, default=12)
     options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    set_threads(options.threads)
     settings = json.loads((Path(checkpoint()) / "config.json").read_text())
     rate, found = best_rate(options.device), {}
     for workload in options.workloads:
@@ -166,7 +166,7 @@ def main() -> None:
         data=what_data(options.data_dir), batch=BATCH, steps=options.steps, best_rate=rate, device=options.device,
         threads=torch.get_num_threads(),
     )  # fmt: skip
-    save("floor" if options.device == "cpu" else "floor-cuda", {**told, "workloads": found})
+    save(part_name("floor", options.device), {**told, "workloads": found})
 
 
 if __name__ == "__main__":

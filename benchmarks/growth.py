@@ -1,7 +1,8 @@
 """How the time of a training step grows: with length 16 to 512, with the batch, with the number of tasks, with the rows.
 
 Run: python benchmarks/growth.py [length batch tasks rows]. Texts are made of words that are one token each, so that every
-text has exactly the length wanted. Writes results/growth.json and, where the environment `plot` is, docs/images/growth.svg.
+text has exactly the length wanted. Writes results/growth[-cuda].json and, where the environment `plot` is, a plot of the same
+name in docs/images. Axes that are not named stay as they were measured, if the settings are the same.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from environments import HERE, python_of, why_missing
-from harness import Side, alternate, checkpoint, progress, read, save, settings_of
+from harness import RESULTS, Side, alternate, checkpoint, part_name, progress, read, save, settings_of
 from options import parser_of
 from rows import write_rows
+from sources import package_code
 
 SIDE = Side("smoothtune", "ours_experiment.py")
 BASE = {"length": 32, "batch": 32, "tasks": 1, "rows": 400}
@@ -30,6 +32,7 @@ AXES: dict[str, Sequence[int]] = {
     "rows": (1_000, 10_000, 100_000),
 }
 WARM, STEPS = 4, 6
+KEPT = ("base", "warm", "steps", "repetitions", "threads", "device", "code")
 DEV_ROWS = 32
 
 
@@ -89,15 +92,26 @@ def measure(
     }
 
 
-def plot() -> None:
+def kept_axes(before: dict[str, Any] | None, settings: dict[str, Any]) -> dict[str, Any]:
+    """The axes measured before, if that was with these settings; else none, and a line says what differs."""
+    if before is None:
+        return {}
+    other = [name for name in KEPT if before.get(name) != settings[name]]
+    other += ["processor"] if before["machine"]["processor"] != settings["machine"]["processor"] else []
+    if other:
+        progress(f"growth: the axes measured before are dropped, for these settings differ: {', '.join(other)}")
+    return {} if other else dict(before["axes"])
+
+
+def plot(part: str) -> None:
     """Draw the plot of the saved results, where matplotlib is."""
     python = python_of("plot")
     if python is None:
         progress(f"no plot: {why_missing('plot')}")
         return
-    out = HERE.parent / "docs" / "images" / "growth.svg"
+    out = HERE.parent / "docs" / "images" / f"{part}.svg"
     out.parent.mkdir(parents=True, exist_ok=True)
-    subprocess.run([python, str(HERE / "growth_plot.py"), str(HERE / "results" / "growth.json"), str(out)], check=True)
+    subprocess.run([python, str(HERE / "growth_plot.py"), str(RESULTS / f"{part}.json"), str(out)], check=True)
 
 
 def main() -> None:
@@ -106,14 +120,18 @@ def main() -> None:
     parser.add_argument("axes", nargs="*", default=list(AXES))
     options = parser.parse_args()
     words = one_token_words()
-    before = read("growth") or {}
-    axes = dict(before.get("axes", {}))
+    part = part_name("growth", options.device)
+    settings = settings_of(
+        threads=options.threads, device=options.device, repetitions=options.repetitions, base=BASE, warm=WARM, steps=STEPS,
+        code=package_code(),
+    )  # fmt: skip
+    axes = kept_axes(read(part), settings)
     for axis in options.axes:
         axes[axis] = [
             measure(axis, value, words, options.repetitions, options.threads, options.device) for value in AXES[axis]
         ]
-    save("growth", {**settings_of(threads=options.threads, device=options.device), "base": BASE, "axes": axes})
-    plot()
+    save(part, {**settings, "axes": {axis: axes[axis] for axis in AXES if axis in axes}})
+    plot(part)
 
 
 if __name__ == "__main__":

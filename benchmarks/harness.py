@@ -99,10 +99,23 @@ def progress(text: str) -> None:
 
 
 def settings_of(**given: Any) -> dict[str, Any]:
-    """Where, when and with what a part was measured."""
+    """Where, when and with what a part was measured; the GPU too where `device` is one."""
     from smoothtune.workflow.run import machine
 
-    return {"machine": machine(), "load_before": round(os.getloadavg()[0], 2), **given}
+    device = str(given.get("device", "cpu"))
+    gpu = {"gpu": _gpu()} if device == "cuda" else {}
+    return {"machine": {**machine(device), **gpu}, "load_before": round(os.getloadavg()[0], 2), **given}
+
+
+def _gpu() -> str:
+    import torch
+
+    return str(torch.cuda.get_device_name(0))
+
+
+def part_name(part: str, device: str) -> str:
+    """What the results of a part are called: those of another device than the CPU have a name of their own."""
+    return part if device == "cpu" else f"{part}-{device}"
 
 
 def save(part: str, value: Mapping[str, Any]) -> Path:

@@ -60,7 +60,7 @@ def main() -> None:
                     f"{name:28} {part:16} {len(values):4} steps  first {width} {first:.4f}  last {width} {last:.4f}",
                     flush=True,
                 )
-    print(json.dumps(machine()))
+    print(json.dumps(machine("cpu")))
     if worse:
         sys.exit(f"did not fall: {', '.join(worse)}")
 

@@ -6,19 +6,20 @@ Run: python benchmarks/page.py. `notes/PART.md`, where there is one, is put at t
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import sections
 from environments import HERE
-from harness import progress, read
+from harness import part_name, progress, read
 from tables import table, where
-from targets import all_targets, shares_of_peak
+from targets import all_targets
 
 OUT = HERE.parent / "docs" / "benchmarks.md"
 INTRODUCTION = """# Benchmarks
 
-This page is written by `make bench-page` from `benchmarks/results/`; `make bench` measures everything anew, and every section
-names the command that measures it alone.
+This page is written by `make bench-page` from `benchmarks/results/`. `make bench` measures anew all but what takes long or needs
+a GPU, which is run by name: `make bench-quality`, `make bench-train-memory`, `make bench-cuda`. Every section names the command
+that measures it alone, and how many runs its times come from.
 
 Each side is a process of its own; sides take turns, so that a slow minute of the machine meets all of them. All have the same
 rows, the same encoder (all-MiniLM-L6-v2, real weights), batches of 32 rows, at most 128 tokens. In each process one pass over
@@ -28,20 +29,32 @@ compared on them.
 """
 
 
+class Section(NamedTuple):
+    """A section of the page: the part whose result it shows, the command that measures it, the Markdown of the result."""
+
+    title: str
+    part: str
+    command: str
+    body: Callable[[dict[str, Any]], str]
+
+
 def main() -> None:
     """Write the page."""
-    parts = [INTRODUCTION, _targets()]
-    for title, part, command, body in SECTIONS:
-        parts.append(_section(title, part, command, body))
-    OUT.write_text("\n\n".join(section.strip() for section in [*parts, _cuda()]) + "\n", encoding="utf-8")
+    OUT.write_text(page(), encoding="utf-8")
     progress(f"wrote {OUT.relative_to(HERE.parent)}")
 
 
-def _section(title: str, part: str, command: str, body: Callable[[dict[str, Any]], str]) -> str:
-    result, note = read(part), HERE / "notes" / f"{part}.md"
-    text = "Not measured." if result is None else f"{body(result)}\n\n{where(result)}"
+def page() -> str:
+    """The whole page."""
+    parts = [INTRODUCTION, _targets(), *map(_shown, SECTIONS), *_cuda()]
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def _shown(section: Section) -> str:
+    result, note = read(section.part), HERE / "notes" / f"{section.part}.md"
+    text = "Not measured." if result is None else f"{section.body(result)}\n\n{where(result)}"
     extra = f"\n\n{note.read_text(encoding='utf-8').strip()}" if note.exists() else ""
-    return f"## {title}\n\n`{command}`\n\n{text}{extra}"
+    return f"## {section.title}\n\n`{section.command}`\n\n{text}{extra}"
 
 
 def _targets() -> str:
@@ -49,27 +62,44 @@ def _targets() -> str:
     return "## Aims\n\n" + (table(("aim", "measured", "reached"), rows) if rows else "Nothing was measured.")
 
 
-def _cuda() -> str:
-    training, shares = read("training-cuda"), list(shares_of_peak())
-    if training is None:
-        return "## CUDA\n\n`make bench-cuda`\n\nNot measured: there was no CUDA device."
-    share = table(("workload", "step", "share of the card's best bf16 rate"), shares)
-    return f"## CUDA\n\n`make bench-cuda`\n\n{sections.training(training)}\n\n{share}\n\n{where(training)}"
+def _cuda() -> list[str]:
+    measured = [section for section in CUDA if read(section.part) is not None]
+    if not measured:
+        why = "" if _has_cuda() else ": no CUDA device was at hand"
+        return [f"## CUDA\n\n`{BENCH_CUDA}`\n\nNot measured{why}."]
+    return [_shown(section) for section in CUDA if section in measured or section.command == BENCH_CUDA]
 
 
-SECTIONS: tuple[tuple[str, str, str, Callable[[dict[str, Any]], str]], ...] = (
-    ("Training", "training", "make bench-training", sections.training),
-    ("The floor", "floor", "make bench-floor", sections.floor),
-    ("How Trainer was tuned", "trainer_best", "make bench-tune", sections.tuning),
-    ("Training by another method: setfit", "setfit", "make bench-setfit", sections.setfit),
-    ("Same quality", "quality", "make bench-quality", sections.quality),
-    ("Training with pwim_resnet", "pwim_resnet", "make bench-pwim", sections.training),
-    ("Three tasks", "three_tasks", "make bench-three-tasks", sections.three_tasks),
-    ("A frozen encoder", "frozen", "make bench-frozen", sections.printed),
-    ("Prediction", "prediction", "make bench-prediction", sections.prediction),
-    ("How cost grows", "growth", "make bench-growth", sections.growth),
-    ("Memory against training rows", "train_memory", "make bench-train-memory", sections.printed),
-    ("Start", "start", "make bench-start", sections.printed),
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+SECTIONS = (
+    Section("Training", "training", "make bench-training", sections.training),
+    Section("The floor", "floor", "make bench-floor", sections.floor),
+    Section("How Trainer was tuned", "trainer_best", "make bench-tune", sections.tuning),
+    Section("Training by another method: setfit", "setfit", "make bench-setfit", sections.setfit),
+    Section("Same quality", "quality", "make bench-quality", sections.quality),
+    Section("Training with pwim_resnet", "pwim_resnet", "make bench-pwim", sections.training),
+    Section("Three tasks", "three_tasks", "make bench-three-tasks", sections.three_tasks),
+    Section("A frozen encoder", "frozen", "make bench-frozen", sections.printed),
+    Section("Prediction", "prediction", "make bench-prediction", sections.prediction),
+    Section("How cost grows", "growth", "make bench-growth", sections.growth),
+    Section("Memory against training rows", "train_memory", "make bench-train-memory", sections.printed),
+    Section("Start", "start", "make bench-start", sections.printed),
+)
+BENCH_CUDA = "make bench-cuda"
+_BY_NAME = {"quality", "pwim_resnet", "three_tasks", "growth"}  # measured by `--device cuda`, but not by bench-cuda
+CUDA = tuple(
+    section._replace(
+        title=f"{section.title} on CUDA",
+        part=part_name(section.part, "cuda"),
+        command=f"python benchmarks/{section.part}.py --device cuda" if section.part in _BY_NAME else BENCH_CUDA,
+    )
+    for section in SECTIONS
+    if section.part in {"training", "floor", "prediction", *_BY_NAME}
 )
 
 if __name__ == "__main__":

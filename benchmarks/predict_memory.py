@@ -121,7 +121,7 @@ def main() -> None:
             peaks.append(peak)
             print(f"{size:>9,} rows: RssAnon peak {peak / 1024:.0f} MiB, {seconds:.0f} s", flush=True)
     print(f"ratio {peaks[1] / peaks[0]:.3f}")
-    print(json.dumps(machine()))
+    print(json.dumps(machine("cpu")))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from environments import HERE, python_of, why_missing
-from harness import Measured, Side, alternate, checkpoint, progress, run_side, save, settings_of
+from harness import Measured, Side, alternate, checkpoint, part_name, progress, run_side, save, settings_of
 from intervals import ratio_of_medians
 from options import parser_of
 from rows import SOURCES, read_rows, sampled, what_data, write_rows
@@ -115,7 +115,7 @@ def main() -> None:
         data=what_data(options.data_dir), rows=options.rows, repetitions=options.repetitions, threads=options.threads,
         device=options.device,
     )  # fmt: skip
-    save("prediction" if options.device == "cpu" else "prediction-cuda", {**settings, "workloads": found})
+    save(part_name("prediction", options.device), {**settings, "workloads": found})
 
 
 if __name__ == "__main__":

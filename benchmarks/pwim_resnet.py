@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from harness import Side, alternate, checkpoint, save, settings_of
+from harness import Side, alternate, checkpoint, part_name, save, settings_of
 from options import parser_of
 from rows import SOURCES, read_rows, sampled, what_data, write_rows
 from training import BATCH, DEV_ROWS, row_of
@@ -65,7 +65,7 @@ def main() -> None:
         data=what_data(options.data_dir), batch=BATCH, steps=options.steps, repetitions=options.repetitions,
         threads=options.threads, device=options.device,
     )  # fmt: skip
-    save("pwim_resnet" if options.device == "cpu" else "pwim_resnet-cuda", {**settings, "workloads": found})
+    save(part_name("pwim_resnet", options.device), {**settings, "workloads": found})
 
 
 if __name__ == "__main__":

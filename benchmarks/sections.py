@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import Any
 
-from harness import read
-from tables import milliseconds, quoted, ratio, table, versions_note
-from targets import WORKLOADS
+from comparable import why_not
+from environments import HERE
+from harness import part_name, read
+from tables import milliseconds, quoted, ratio, runs, table, versions_note
+from targets import WORKLOADS, side_row
 
 
 def training(result: dict[str, Any]) -> str:
     """Training: a table per workload, what every side is, versions."""
     parts = []
-    floors = (read("floor") or {"workloads": {}})["workloads"]
+    floor = read(part_name("floor", result["device"]))
+    shared = floor is not None and bool(floor["workloads"].keys() & result["workloads"].keys())
+    obstacle = why_not(result, floor) if floor is not None and shared else ""
+    floors = floor["workloads"] if floor is not None and not obstacle else {}
     for workload, rows in result["workloads"].items():
         parts.append(f"### {WORKLOADS.get(workload, workload)}\n\n{_training_table(rows, floors.get(workload))}")
+    parts += [f"With the floor: {obstacle}."] if obstacle else []
     every = [row for rows in result["workloads"].values() for row in rows]
     told = {row["side"]: row for row in every}.values()
     notes = "\n".join(f"- {row['side']}: {row['note']}" for row in told)
@@ -45,23 +52,26 @@ def _training_table(rows: list[dict[str, Any]], floor: dict[str, Any] | None) ->
 def floor(result: dict[str, Any]) -> str:
     """The floor of a step, and what ours is over it."""
     lines = []
-    training = (read("training") or {"workloads": {}})["workloads"]
+    training = read(part_name("training", result["device"]))
+    obstacle = why_not(training, result) if training is not None else ""
+    steps = training["workloads"] if training is not None and not obstacle else {}
     for workload, found in result["workloads"].items():
-        ours = next((row["median"] for row in training.get(workload, []) if "median" in row), None)
-        second = f"{ours / found['best_rate_seconds']:.2f}" if ours else ""
+        ours = side_row(steps.get(workload, []), "smoothtune")
+        share = "" if ours is None else f"{100 * found['best_rate_seconds'] / ours['median']:.1f} %"
         lines.append(
             [
                 WORKLOADS.get(workload, workload), f"{found['tokens']:.0f}", f"{found['flops'] / 1e9:.1f}",
-                milliseconds(found["products_seconds"]), milliseconds(found["best_rate_seconds"]), second,
+                milliseconds(found["products_seconds"]), milliseconds(found["best_rate_seconds"]), share,
             ]
         )  # fmt: skip
-    head = ("workload", "tokens", "GFLOP", "its products", "at the best rate", "ours over the best rate")
+    head = ("workload", "tokens", "GFLOP", "its products", "at the best rate", "ours: share of that rate")
     text = (
         "The floor of a step: nothing but its matrix products (forward and both backward, linear layers and attention) at "
         "the shapes of the timed batches, bf16, contiguous, preallocated, median of 20; and its operations over the best "
         f"rate a square bf16 product reached here, {result['best_rate'] / 1e12:.2f} TFLOP/s."
     )
-    return f"{text}\n\n{table(head, lines)}"
+    told = f"\n\nWith training: {obstacle}." if obstacle else ""
+    return f"{text}\n\n{table(head, lines)}{told}"
 
 
 def tuning(result: dict[str, Any]) -> str:
@@ -143,18 +153,22 @@ def growth(result: dict[str, Any]) -> str:
     ]  # fmt: skip
     head = ("axis", "value", "step", "the rest of the call", "peak anonymous memory")
     text = (
-        f"One axis is changed at a time, the others are: {base}. The rest of the call is reading, tokenising, loading "
-        "and evaluating."
+        f"One axis is changed at a time, the others are: {base}. A step is the median of the {result['steps']} steps that "
+        f"follow {result['warm']} uncounted ones ({runs(result['repetitions'])}). The rest of the call is reading, "
+        "tokenising, loading and evaluating."
     )
-    return f"{text}\n\n{table(head, lines)}\n\n![Step time along each axis](images/growth.svg)"
+    image = f"images/{part_name('growth', result['device'])}.svg"
+    shown = f"\n\n![Step time along each axis]({image})" if (HERE.parent / "docs" / image).exists() else ""
+    return f"{text}\n\n{table(head, lines)}{shown}"
 
 
 def three_tasks(result: dict[str, Any]) -> str:
     """The epoch in a sentence."""
     rows = ", ".join(f"{name} {count:,}" for name, count in result["rows"].items())
-    seconds = sorted(result["seconds"])[len(result["seconds"]) // 2]
+    seconds = statistics.median(result["seconds"])
     return (
-        f"One epoch, batches of 32, trunks mean, siamese and cosine; rows: {rows}. Training took "
+        f"One epoch, batches of 32, trunks mean, siamese and cosine; rows: {rows}; {runs(len(result['seconds']))}. "
+        "Training took "
         f"{result['median']:.0f} s, the "
         f"whole call, with reading, tokenising and evaluation, {seconds:.0f} s; peak anonymous memory "
         f"{result['peak_anonymous_mb']:,.0f} MiB."

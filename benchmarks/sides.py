@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness import Side, read
+from harness import Side, part_name, read
 
 # glibc gives large blocks back at once and every step faults them in again, unless told to keep them.
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 31)}
@@ -56,7 +56,7 @@ def _best(attention: str, multiple: int | None, variables: dict[str, str]) -> Si
 
 def at_its_best(device: str = "cpu") -> Side:
     """The candidate that `tune_trainer.py` found fastest on this machine; untuned, the fifth, and on a GPU the third."""
-    tuned = read("trainer_best" if device == "cpu" else "trainer_best-cuda")
+    tuned = read(part_name("trainer_best", device))
     untuned = UNTUNED if device == "cpu" else UNTUNED_CUDA
     return candidates()[untuned if tuned is None else int(tuned["chosen"])]
 

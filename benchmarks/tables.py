@@ -23,6 +23,11 @@ def ratio(value: Mapping[str, float]) -> str:
     return f"{value['value']:.2f} ({value['low']:.2f} to {value['high']:.2f})"
 
 
+def runs(count: int) -> str:
+    """What a time is: of one run, or the median of several."""
+    return "one run" if count == 1 else f"median of {count} runs"
+
+
 def where(result: Mapping[str, Any]) -> str:
     """When and on what a part was measured, in a line."""
     machine = result["machine"]
@@ -30,6 +35,7 @@ def where(result: Mapping[str, Any]) -> str:
     threads = result.get("threads")
     told = [
         machine["date"][:10],
+        *([machine["gpu"]] if "gpu" in machine else []),
         f"{machine['processor']}, {machine['cores']} cores",
         "threads as each side takes them" if threads is None else f"{threads} thread{'s' * (threads > 1)}",
         f"Python {machine['python']}",
@@ -37,7 +43,7 @@ def where(result: Mapping[str, Any]) -> str:
         f"transformers {packages['transformers']}",
     ]
     if "repetitions" in result:
-        told.append(f"median of {result['repetitions']}")
+        told.append(runs(result["repetitions"]))
     if "data" in result:
         told.append(f"data: {result['data']}")
     return f"*{'; '.join(told)}; load before {result['load_before']:.1f}.*"

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from harness import Side, alternate, checkpoint, save, settings_of
+from harness import Side, alternate, checkpoint, part_name, save, settings_of
 from options import parser_of
 from rows import SOURCES, read_rows, sampled, what_data, write_rows
 
@@ -63,7 +63,7 @@ def main() -> None:
     if measured.failure is not None:
         raise SystemExit(measured.failure)
     save(
-        "three_tasks" if options.device == "cpu" else "three_tasks-cuda",
+        part_name("three_tasks", options.device),
         {
             **settings_of(data=what_data(options.data_dir), threads=options.threads, device=options.device),
             "rows": counts,

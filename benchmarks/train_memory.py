@@ -137,7 +137,7 @@ def main() -> None:
             measure(home / f"rows-{rows}", rows, encoder, options.steps, warm=options.warm) for rows in options.rows
         ]
     print(f"ratio {peaks[1] / peaks[0]:.3f}")
-    print(json.dumps({**machine(), "date": time.strftime("%Y-%m-%d")}))
+    print(json.dumps({**machine("cpu"), "date": time.strftime("%Y-%m-%d")}))
 
 
 if __name__ == "__main__":

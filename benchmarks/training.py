@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from harness import Measured, Side, alternate, checkpoint, save, seconds_per_step, settings_of
+from harness import Measured, Side, alternate, checkpoint, part_name, save, seconds_per_step, settings_of
 from intervals import ratio_of_medians
 from options import parser_of
 from rows import SOURCES, Reads, read_rows, sampled, what_data, write_rows
@@ -85,7 +85,7 @@ def main() -> None:
         data=what_data(options.data_dir), batch=BATCH, steps=options.steps, repetitions=options.repetitions,
         threads=options.threads, device=options.device,
     )  # fmt: skip
-    save("training" if options.device == "cpu" else "training-cuda", {**settings, "workloads": found})
+    save(part_name("training", options.device), {**settings, "workloads": found})
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from harness import alternate, save, seconds_per_step, settings_of
+from harness import alternate, part_name, save, seconds_per_step, settings_of
 from options import parser_of
 from rows import what_data
 from sides import candidates
@@ -41,7 +41,7 @@ def main() -> None:
     working = [number for number, row in enumerate(tried) if row["median"] is not None]
     chosen = min(working, key=lambda number: float(str(tried[number]["median"])))
     settings = settings_of(data=what_data(options.data_dir), steps=options.steps, repetitions=options.repetitions)
-    part = "trainer_best" if options.device == "cpu" else "trainer_best-cuda"
+    part = part_name("trainer_best", options.device)
     save(part, {**settings, "chosen": chosen, "tried": tried})
 
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smoothtune.data.batching import PAD_MULTIPLE, BatchStream, Plan, pad, plan_pass, plan_sorted
+from smoothtune.data.batching import PAD_MULTIPLE, BatchStream, Plan, pad, plan_pass
 from tests.made_examples import made_column, made_examples, made_stream
 
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=150)
@@ -25,12 +25,11 @@ def all_batches(plan: Plan) -> list[list[int]]:
 @settings(max_examples=40, deadline=None)
 @given(lengths=LENGTHS, size=st.integers(1, 12), seed=st.integers(0, 99))
 def test_a_pass_has_every_row_in_one_batch_and_one_batch_smaller(lengths: list[int], size: int, seed: int) -> None:
-    for plan in (plan_pass(np.array(lengths), size, stream(seed)), plan_sorted(np.array(lengths), size)):
-        batches = all_batches(plan)
-        assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
-        assert len(batches) == -(-len(lengths) // size)
-        smaller = [len(batch) for batch in batches if len(batch) != size]
-        assert smaller == ([len(lengths) % size] if len(lengths) % size else [])
+    batches = all_batches(plan_pass(np.array(lengths), size, stream(seed)))
+    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
+    assert len(batches) == -(-len(lengths) // size)
+    smaller = [len(batch) for batch in batches if len(batch) != size]
+    assert smaller == ([len(lengths) % size] if len(lengths) % size else [])
 
 
 def test_every_row_stands_in_one_batch_when_there_are_several_windows() -> None:
@@ -57,11 +56,6 @@ def test_batches_do_not_come_in_order_of_length() -> None:
     plan = plan_pass(lengths, 16, stream(2))
     means = [lengths[plan.rows(number)].mean() for number in range(len(plan))]
     assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.4
-
-
-def test_sorted_batches_begin_with_the_longest() -> None:
-    plan = plan_sorted(np.array([3, 9, 5, 9, 1], dtype=np.int32), 2)
-    assert all_batches(plan) == [[1, 3], [2, 0], [4]]
 
 
 @settings(max_examples=40, deadline=None)

@@ -96,6 +96,36 @@ def test_an_entry_is_whole_or_not_there(tmp_path: Path) -> None:
     assert [path.name for path in (cache / "entry").iterdir()] == ["one"]
 
 
+ADVICE = "free space or choose another cache with XDG_CACHE_HOME"
+
+
 def test_an_entry_that_cannot_be_named_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), aside(tmp_path) as folder:
+    with pytest.raises(WriteError) as caught, aside(tmp_path) as folder:
         settle(folder, tmp_path / "gone" / "entry")
+    assert str(caught.value) == f"{tmp_path}: cannot be written: No such file or directory; {ADVICE}"
+
+
+def fill_half(cache: Path, error: OSError) -> None:
+    with aside(cache) as folder:
+        (folder / "part").touch()
+        raise error
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "whatever a library says"), OSError("No space left on device")]
+)
+def test_a_disk_that_fills_up_names_the_cache_and_leaves_nothing(tmp_path: Path, error: OSError) -> None:
+    with pytest.raises(WriteError) as caught:
+        fill_half(tmp_path, error)
+    assert str(caught.value) == f"{tmp_path}: cannot be written: No space left on device; {ADVICE}"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_cache_without_permission_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(WriteError) as caught, aside(tmp_path / "cache"):
+        pytest.fail("there is no folder to fill")
+    assert str(caught.value) == f"{tmp_path / 'cache'}: cannot be written: Permission denied; {ADVICE}"

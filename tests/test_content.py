@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 from pathlib import Path
 
@@ -80,6 +81,51 @@ def test_a_file_that_was_just_written_is_looked_at_again(tmp_path: Path) -> None
     assert known.of(path) == sha256(b"one")
     assert known.remembered(path) is None
     assert known.has_size(path)
+
+
+WHOLE = {"format": 1, "sha256": "0" * 64}
+STAMP = ("path", "size", "inode", "modified", "changed", "looked")
+DAMAGED = {
+    "empty": b"",
+    "cut": b'{"format": 1, "sha2',
+    "bytes": b"\xff\x00",
+    "list": b"[]",
+    "null": b"null",
+    "no stamp": json.dumps(WHOLE).encode(),
+    "other stamp": json.dumps({**WHOLE, "stamp": {"path": "file"}}).encode(),
+    "new stamp": json.dumps({**WHOLE, "stamp": dict.fromkeys((*STAMP, "device"), 0)}).encode(),
+}
+
+
+def only_entry(cache: Path) -> Path:
+    (found,) = (cache / "contents").iterdir()
+    return found
+
+
+@pytest.mark.usefixtures("settled")
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_damaged_entry_counts_as_nothing_and_is_written_anew(tmp_path: Path, damage: str) -> None:
+    path, known = tmp_path / "file", KnownContents(tmp_path / "cache")
+    path.write_bytes(b"one")
+    known.of(path)
+    only_entry(tmp_path / "cache").write_bytes(DAMAGED[damage])
+    assert known.remembered(path) is None
+    assert known.of(path) == known.remembered(path) == sha256(b"one")
+
+
+@pytest.mark.usefixtures("settled")
+@pytest.mark.parametrize("change", [{"format": 2}, {"format": None}, {}])
+def test_an_entry_of_another_format_counts_as_nothing(tmp_path: Path, change: dict[str, int | None]) -> None:
+    path, known = tmp_path / "file", KnownContents(tmp_path / "cache")
+    path.write_bytes(b"one")
+    known.of(path)
+    entry = only_entry(tmp_path / "cache")
+    kept = json.loads(entry.read_text())
+    del kept["format"]
+    entry.write_text(json.dumps({**kept, **change}))
+    assert known.remembered(path) is None
+    entry.write_text(json.dumps({**kept, "format": 1}))
+    assert known.remembered(path) == sha256(b"one")
 
 
 @pytest.mark.usefixtures("settled")

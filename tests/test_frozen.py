@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,8 +22,10 @@ from smoothtune.cli.main import app
 from smoothtune.config.experiment import trunk_options
 from smoothtune.data.batching import Examples
 from smoothtune.data.tokenising import load_tokenizer, tokenise
+from smoothtune.errors import UsageError
 from smoothtune.files import WriteError
 from smoothtune.inference.answering import answer_examples
+from smoothtune.objective.look import Look
 from smoothtune.training.stage import StageEpoch
 from smoothtune.types import Needs
 from smoothtune.workflow import frozen
@@ -177,6 +180,14 @@ def test_another_dtype_is_another_store(prepared: Prepared, tmp_path: Path) -> N
     assert other.outcome.encoded == 300
 
 
+def test_with_other_kernels_it_is_another_encoder(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = prepared.model.encoder
+    first = fingerprint(encoder)
+    assert fingerprint(encoder) == first
+    monkeypatch.setattr(frozen, "told", lambda device: f"off: no compiler, {device}")
+    assert fingerprint(encoder) != first
+
+
 @pytest.mark.parametrize("change", ["max_length", "tokenizer"])
 def test_other_tokens_are_other_texts(prepared: Prepared, tiny_encoder: Path, tmp_path: Path, change: str) -> None:
     kept = Kept(prepared, tmp_path)
@@ -236,12 +247,12 @@ def test_a_short_stage_does_not_encode_more_than_it_reads(prepared: Prepared, tm
     kept = Kept(prepared, tmp_path)
     given = kept.give(at_most=119)
     assert kept.outcome.obstacle == "the stage reads at most 119 of its 120 training rows"
-    assert kept.outcome.encoded == 0
+    assert (kept.outcome.encoded, kept.outcome.short) == (0, True)
     assert list(tmp_path.iterdir()) == []
     assert given == [prepared.train, prepared.dev]
     kept.give(at_most=120)
     kept.give(at_most=1)
-    assert kept.outcome.obstacle is None
+    assert (kept.outcome.obstacle, kept.outcome.short) == (None, False)
 
 
 def test_without_room_the_examples_stay_as_they_are(
@@ -253,7 +264,26 @@ def test_without_room_the_examples_stay_as_they_are(
     monkeypatch.setattr(frozen, "make_room", refuse)
     kept = Kept(prepared, tmp_path)
     assert kept.give() == [prepared.train, prepared.dev]
-    assert (kept.outcome.obstacle, kept.outcome.encoded) == ("there is no room", 0)
+    assert (kept.outcome.obstacle, kept.outcome.encoded, kept.outcome.short) == ("there is no room", 0, False)
+
+
+def test_states_that_another_process_removes_meanwhile_are_told(prepared: Prepared, tmp_path: Path) -> None:
+    kept, removed = Kept(prepared, tmp_path), []
+
+    def listen(event: Encoding | FrozenStates) -> None:
+        kept.told.append(event)
+        if not removed:
+            removed.extend(tmp_path.glob("states-*"))
+            for folder in removed:
+                shutil.rmtree(folder)
+
+    keeper = StateKeeper(prepared.model.encoder, torch.float32, tmp_path, "heads", listen)
+    assert keeper.give([prepared.train, prepared.dev], kept.needs) == [prepared.train, prepared.dev]
+    what = "has gone: another process made room for its own; free space or choose another cache with XDG_CACHE_HOME"
+    assert kept.outcome.obstacle == f"{removed[0]}: {what}"
+    assert (kept.outcome.encoded, kept.outcome.short) == (0, False)
+    kept.give()
+    assert (kept.outcome.obstacle, kept.outcome.encoded) == (None, 40)
 
 
 def test_kept_states_can_be_neither_perturbed_nor_asked_for_inputs(prepared: Prepared, tmp_path: Path) -> None:
@@ -261,6 +291,35 @@ def test_kept_states_can_be_neither_perturbed_nor_asked_for_inputs(prepared: Pre
     for options in ({"keep_inputs": True}, {"perturbation": torch.zeros(8, 1, 16)}):
         with pytest.raises(ValueError, match="task near: kept states have no layer inputs"):
             prepared.model(batch, **options)
+
+
+class Still:
+    """A regulariser that is 0 everywhere."""
+
+    name = "still"
+
+    def __call__(self, look: Look) -> tuple[torch.Tensor, dict[str, float]]:
+        return 0.0 * look.logits.sum(), {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        pass
+
+
+def test_regularisers_are_refused_before_the_first_step_where_the_encoder_does_not_run(
+    prepared: Prepared, tmp_path: Path
+) -> None:
+    train = Kept(prepared, tmp_path).give()[0]
+    with pytest.raises(UsageError) as caught:
+        prepared.run(regularisers=[Still()], examples={**train, "same": prepared.train["same"]})
+    assert str(caught.value) == (
+        "stage together: regularisers (still) look at the encoder, but the examples of mood, near carry its kept states; "
+        'give examples without states (runtime.frozen_states = "off" makes none), or no regularisers'
+    )
+    assert len(list(prepared.run(regularisers=[Still()]).events())) > 2
+    assert len(list(prepared.run(examples=train).events())) > 2
 
 
 def run(folder: Path, encoder: Path, data: Path, name: str, **changes: Any) -> tuple[list[Event], dict[str, Any]]:
@@ -286,6 +345,7 @@ def test_a_run_keeps_them_and_says_so(tiny_encoder: Path, small_data: Path, own_
             "bytes": 19200,
             "seconds": outcome.seconds,
             "obstacle": None,
+            "short": False,
         }
     ]
     assert len(list((own_cache / "smoothtune").glob("states-*"))) == 10
@@ -358,6 +418,19 @@ def test_the_command_says_that_the_encoder_is_at_rest_and_what_is_kept(
     assert "note: stage together: nothing in the encoder trains" in checked
 
 
+def test_the_command_does_not_warn_of_a_stage_that_is_too_short(
+    tiny_encoder: Path, small_data: Path, own_cache: Path, tmp_path: Path
+) -> None:
+    file = experiment_file(tmp_path, table(tiny_encoder, **HEADS, stop={"max_epochs": 1, "max_steps": 2}))
+    arguments = ["train", file, "--data-dir", str(small_data), "--run-dir", str(tmp_path / "run")]
+    answer = CliRunner().invoke(app, arguments)
+    assert answer.exit_code == 0
+    reads = "the stage reads at most 16 of its 120 training rows"
+    assert f"so there is no dropout in it; each step computes its states: {reads}" in answer.stderr
+    assert "warning: stage" not in answer.stderr
+    assert not list((own_cache / "smoothtune").glob("*states-*"))
+
+
 def test_the_command_warns_and_goes_on_where_the_disk_is_full(
     tiny_encoder: Path, small_data: Path, own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -369,6 +442,7 @@ def test_the_command_warns_and_goes_on_where_the_disk_is_full(
     arguments = ["train", file, "--data-dir", str(small_data), "--run-dir", str(tmp_path / "run")]
     answer = CliRunner().invoke(app, arguments)
     assert answer.exit_code == 0
+    assert "warning: stage together: nothing in the encoder trains" in answer.stderr
     assert "its states cannot be kept, so each step computes them: " in answer.stderr
     assert "cannot be written: No space left on device; free space or choose another folder" in answer.stderr
     assert not list((own_cache / "smoothtune").glob("*states-*"))

@@ -1,10 +1,11 @@
-"""The parts of prediction: batches by tokens, working ahead, the choice of precision."""
+"""The parts of prediction: batches by tokens, working ahead, modes, the choice of precision."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,13 +13,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smoothtune.data.batching import Examples, padded_width
+from smoothtune.data.ahead import one_ahead
+from smoothtune.data.batching import padded_width
 from smoothtune.inference import precision as precisions
-from smoothtune.inference.ahead import one_ahead
 from smoothtune.inference.answering import answer_examples
 from smoothtune.inference.batches import token_batches
-from smoothtune.inference.precision import AGREEMENT, Precision, choice, measured, without_measuring
-from smoothtune.nn.model import MultiTaskModel
+from smoothtune.inference.precision import AGREEMENT, Groups, choice, measured, without_measuring
+from smoothtune.nn.at_rest import at_rest
 from tests.small_data import Prepared, prepare, table
 
 CPU = torch.device("cpu")
@@ -84,6 +85,40 @@ def test_what_work_raises_comes_at_its_place() -> None:
         next(found)
 
 
+def test_what_drawing_raises_comes_after_all_that_was_drawn_before() -> None:
+    def items() -> Iterator[int]:
+        yield from (1, 2)
+        raise ValueError("a bad third")
+
+    found = one_ahead(lambda number: 10 * number, items())
+    assert [next(found), next(found)] == [10, 20]
+    with pytest.raises(ValueError, match="a bad third"):
+        next(found)
+    assert list(found) == []
+    with pytest.raises(ZeroDivisionError):  # that of the work on 0 stands before that of the drawing
+        list(one_ahead(lambda number: 1 // number, (1 // number - 1 for number in (1, 0))))
+
+
+# modes
+
+
+def test_every_part_is_in_its_own_mode_again_even_after_an_error() -> None:
+    module = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Sequential(torch.nn.Dropout()))
+    module[1].eval()
+    before = [part.training for part in module.modules()]
+    inside: list[bool] = []
+
+    def fails() -> None:
+        with at_rest(module):
+            inside.extend(part.training for part in module.modules())
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fails()
+    assert inside == [False] * 4
+    assert [part.training for part in module.modules()] == before == [True, True, False, False]
+
+
 # precision
 
 
@@ -131,33 +166,105 @@ def prepared(tiny_encoder: Path, small_data: Path, tmp_path_factory: pytest.Temp
 
 @pytest.mark.parametrize("task", ["mood", "same", "near"])
 def test_a_measurement_compares_answers(prepared: Prepared, own_cache: Path, task: str) -> None:
-    found = measured(prepared.model, prepared.dev[task], (task,), "model")
+    found = measured(prepared.model, [((task,), prepared.dev[task])], "model")
     assert set(found.speeds) == {"float32", "bfloat16"}
     assert found.speeds["float32"] == 1
     assert found.difference is not None
     assert 0 < found.difference < AGREEMENT
 
 
+FASTER = [{"float32": 2.0, "bfloat16": 1.0}] * 2
+
+
+@pytest.fixture
+def measurements(monkeypatch: pytest.MonkeyPatch, own_cache: Path) -> list[list[int]]:
+    """Measurements that were made, each as the numbers of rows of its groups; each finds bfloat16 twice as fast."""
+    made: list[list[int]] = []
+
+    def measure(model: object, groups: Groups) -> tuple[list[dict[str, float]], float]:
+        made.append([len(examples) for _, examples in groups])
+        return FASTER, 0.001
+
+    monkeypatch.setattr(precisions, "measure", measure)
+    return made
+
+
+def of(prepared: Prepared, *tasks: str) -> Groups:
+    return [((task,), prepared.dev[task]) for task in tasks]
+
+
 def test_a_measurement_is_made_once_per_model(
+    prepared: Prepared, own_cache: Path, measurements: list[list[int]]
+) -> None:
+    first = measured(prepared.model, of(prepared, "mood"), "one")
+    assert measured(prepared.model, of(prepared, "mood"), "one") == first
+    assert len(measurements) == 1
+    measured(prepared.model, of(prepared, "mood"), "another")
+    assert len(measurements) == 2
+    # Few rows are repeated, so that the time of a full batch is taken.
+    assert min(rows for groups in measurements for rows in groups) > len(prepared.dev["mood"])
+    for file in (own_cache / "smoothtune").iterdir():
+        file.write_text("[")
+    assert measured(prepared.model, of(prepared, "mood"), "one") == first
+    assert len(measurements) == 3
+
+
+def test_a_measurement_is_made_for_the_tasks_that_are_asked_together(
+    prepared: Prepared, measurements: list[list[int]]
+) -> None:
+    for tasks in (("same",), ("near",), ("same", "near"), ("near", "same"), ("near",)):
+        measured(prepared.model, of(prepared, *tasks), "one")
+    assert [len(groups) for groups in measurements] == [1, 1, 2]
+
+
+@pytest.mark.parametrize("name", ["version", "told"])
+def test_another_release_or_other_kernels_are_measured_anew(
+    prepared: Prepared, measurements: list[list[int]], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    for answer in ("one", "other", "one"):
+        monkeypatch.setattr(precisions, name, lambda *_, answer=answer: answer)
+        measured(prepared.model, of(prepared, "mood"), "one")
+    assert len(measurements) == 2
+
+
+def test_rounds_that_contradict_each_other_are_not_kept(
     prepared: Prepared, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = []
 
-    def measure(model: MultiTaskModel, examples: Examples, tasks: tuple[str, ...]) -> Precision:
-        made.append(len(examples))
-        return choice({"float32": 1.0, "bfloat16": 2.0}, 0.001)
+    def measure(model: object, groups: Groups) -> tuple[list[dict[str, float]], float]:
+        made.append(groups)
+        disturbed = [{"float32": 2.0, "bfloat16": 8.0}, *FASTER]
+        return (disturbed if len(made) == 1 else FASTER), 0.001
 
     monkeypatch.setattr(precisions, "measure", measure)
-    first = measured(prepared.model, prepared.dev["mood"], ("mood",), "one")
-    assert measured(prepared.model, prepared.dev["mood"], ("mood",), "one") == first
-    assert len(made) == 1
-    measured(prepared.model, prepared.dev["mood"], ("mood",), "another")
+    found = [measured(prepared.model, of(prepared, "mood"), "one") for _ in range(3)]
     assert len(made) == 2
-    assert min(made) > len(prepared.dev["mood"])  # few rows are repeated, so that the time of a full batch is taken
-    for file in (own_cache / "smoothtune").iterdir():
-        file.write_text("[")
-    assert measured(prepared.model, prepared.dev["mood"], ("mood",), "one") == first
-    assert len(made) == 3
+    assert {answer.name for answer in found} == {"bfloat16"}
+    assert found[0].speeds == {"float32": 1.0, "bfloat16": 2.0}  # of the fastest round of each
+
+
+@pytest.mark.parametrize("change", [lambda logits: logits + 1, lambda logits: logits * np.nan])
+@pytest.mark.parametrize("tasks", [("near", "mood"), ("mood", "near")])
+def test_the_answers_to_every_task_must_agree(
+    prepared: Prepared,
+    own_cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tasks: tuple[str, ...],
+    change: Callable[[np.ndarray], np.ndarray],
+) -> None:
+    real = precisions.answer_tasks
+
+    def answers(*given: Any, dtype: torch.dtype) -> dict[str, np.ndarray]:
+        found = real(*given, dtype=dtype)
+        astray = dtype == torch.bfloat16 and "near" in found
+        return {**found, "near": change(found["near"])} if astray else found
+
+    monkeypatch.setattr(precisions, "answer_tasks", answers)
+    assert "answers agree" in measured(prepared.model, of(prepared, "mood"), "one").why
+    found = measured(prepared.model, of(prepared, *tasks), "one")
+    assert found.name == "float32"
+    assert "answers do not agree" in found.why
 
 
 def test_a_cache_that_cannot_be_written_only_costs_time(
@@ -165,7 +272,7 @@ def test_a_cache_that_cannot_be_written_only_costs_time(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert measured(prepared.model, prepared.dev["mood"], ("mood",), "one").speeds
+    assert measured(prepared.model, of(prepared, "mood"), "one").speeds
 
 
 def test_batches_change_no_answer(prepared: Prepared) -> None:

@@ -23,6 +23,7 @@ from smoothtune.files import WriteError
 from smoothtune.inference import model as inference
 from smoothtune.inference.answering import decide, probabilities
 from smoothtune.inference.model import Model
+from smoothtune.inference.precision import Groups, Precision
 from smoothtune.workflow import predict as workflow
 from smoothtune.workflow.predict import predict_file
 from smoothtune.workflow.train import train
@@ -144,6 +145,34 @@ def test_stdin_and_stdout(run: Path, model: Model) -> None:
     rows = list(csv.DictReader(io.StringIO(done.stdout), delimiter="\t"))
     assert [row["prediction"] for row in rows] == model.predict("mood", TEXTS)
     assert done.stderr == "precision float32 (as in training)\n7 rows predicted\n"
+
+
+def test_every_window_goes_out_when_it_is_answered(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[int] = []
+
+    class Listener(io.StringIO):
+        def flush(self) -> None:
+            lines.append(self.getvalue().count("\n"))
+
+    monkeypatch.setattr(inference, "WINDOW", 3)
+    monkeypatch.setattr(sys, "stdout", Listener())
+    predict_file(run, ["mood"], str(texts_file(tmp_path)), None, form="tsv", with_probabilities=False)
+    assert lines == [4, 7, 8]
+
+
+def test_a_bad_row_costs_no_window_before_it(
+    run: Path, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(inference, "WINDOW", 2)
+    source = written(tmp_path / "texts.tsv", ["text"], [[text] for text in [*TEXTS[:5], " "]])
+    with pytest.raises(DataError, match=r"texts\.tsv:7: column 'text' is empty"):
+        predict_file(run, ["mood"], str(source), None, form="jsonl", with_probabilities=False)
+    found = [json.loads(line)["prediction"] for line in capsys.readouterr().out.splitlines()]
+    assert found == model.predict("mood", TEXTS[:4])
+    windows = model.predict_windows(["mood"], [*TEXTS[:3], ""])
+    assert next(windows)["mood"].values == found[:2]
+    with pytest.raises(UsageError, match="text 3: is empty"):
+        next(windows)
 
 
 def piped(run: Path, given: str, *arguments: str, task: str = "mood") -> subprocess.CompletedProcess[str]:
@@ -301,9 +330,10 @@ def test_the_report_names_rows_tasks_and_precision(run: Path, tmp_path: Path) ->
     out, report = tmp_path / "out.tsv", tmp_path / "report.json"
     arguments = ["predict", str(run), str(texts_file(tmp_path)), "--task", "mood", "--precision", "bfloat16"]
     result = CliRunner().invoke(app, [*arguments, "--out", str(out), "--report", str(report)], catch_exceptions=False)
-    assert result.stderr == f"precision bfloat16 (asked for)\n7 rows predicted in {out}\n"
+    assert result.stderr == f"precision bfloat16 (asked for)\n7 rows predicted in {out}; report in {report}\n"
     precision = {"name": "bfloat16", "why": "asked for", "speeds": {}, "difference": None}
     assert json.loads(report.read_text()) == {"rows": 7, "tasks": ["mood"], "precision": precision}
+    assert {path.name for path in tmp_path.glob("*.json")} == {"report.json"}
 
 
 def test_predicting_loads_no_library_it_has_no_use_for() -> None:
@@ -342,8 +372,10 @@ def test_the_program_predicts_into_a_file(run: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert result.exit_code == 0
     assert result.stdout == ""
-    assert f"7 rows predicted in {out}" in result.stderr
+    assert f"7 rows predicted in {out}; report in {out}.report.json\n" in result.stderr
     assert len(out.read_text().splitlines()) == 8
+    report = json.loads((tmp_path / "out.tsv.report.json").read_text())
+    assert (report["rows"], report["precision"]["name"]) == (7, "float32")
 
 
 # from Python
@@ -373,17 +405,47 @@ def test_several_tasks_share_one_pass_of_the_encoder(model: Model, monkeypatch: 
     assert list(together) == ["near", "same"]
 
 
+@pytest.fixture
+def measurements(monkeypatch: pytest.MonkeyPatch) -> list[list[tuple[str, ...]]]:
+    """The tasks of every measurement of a precision, by way of reading; models loaded now need one."""
+    made: list[list[tuple[str, ...]]] = []
+
+    def measured(network: object, groups: Groups, identity: str) -> Precision:
+        made.append([tuple(names) for names, _ in groups])
+        return Precision("float32", f"measured {len(made)}")
+
+    monkeypatch.setattr(inference, "measured", measured)
+    monkeypatch.setattr(inference, "without_measuring", lambda *_: None)
+    return made
+
+
 def test_tasks_that_read_pairs_in_different_ways_are_asked_together(
-    tiny_encoder: Path, small_data: Path, tmp_path: Path
+    tiny_encoder: Path, small_data: Path, tmp_path: Path, measurements: list[list[tuple[str, ...]]]
 ) -> None:
     wanted = table(tiny_encoder, stop={"max_steps": 2})
     wanted["trunks"]["joint"] = {"kind": "joint"}
     wanted["tasks"]["near"]["trunk"] = "joint"
-    mixed = train(wanted, data_dir=small_data, run_dir=tmp_path / "run").model()
+    train(wanted, data_dir=small_data, run_dir=tmp_path / "run")
+    mixed = Model.load(tmp_path / "run", device="cpu")
     found = mixed.predict_many(["near", "same"], PAIRS)
+    assert measurements == [[("near",), ("same",)]]  # both ways of reading, together
     assert list(found) == ["near", "same"]
     assert found["near"] == pytest.approx(mixed.predict("near", PAIRS))
     assert found["same"] == mixed.predict("same", PAIRS)
+
+
+def test_the_precision_is_measured_once_for_tasks_that_are_asked_together(
+    run: Path, measurements: list[list[tuple[str, ...]]]
+) -> None:
+    model = Model.load(run, device="cpu")
+    assert model.precision_of(["mood"]) is None
+    for tasks in (["mood"], ["near"], ["near", "same"], ["same", "near"], ["near"]):
+        model.predict_many(tasks, TEXTS if tasks == ["mood"] else PAIRS)
+    assert measurements == [[("mood",)], [("near",)], [("near", "same")]]
+    assert [str(model.precision_of(tasks)) for tasks in (["near"], ["same", "near"])] == [
+        "precision float32 (measured 2)",
+        "precision float32 (measured 3)",
+    ]
 
 
 @pytest.mark.parametrize("tasks", ["mood", [], ()])

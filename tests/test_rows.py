@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from smoothtune.data import row_writer
 from smoothtune.data.checks import Finding, RowSpec
+from smoothtune.data.content import HashedFile
 from smoothtune.data.label_set import check_labels, fit_labels, rows_outside
 from smoothtune.data.rows import RowTable, prepare_rows
 from smoothtune.data.source import resolve_source
 from smoothtune.errors import DataError, Problem
+from smoothtune.files import WriteError
 
+FULL = Path("/dev/full")
 SST = RowSpec(("sentence",), "sentiment", "classification")
 STS = RowSpec(("sentence1", "sentence2"), "similarity", "regression", (0.0, 5.0))
 LABELS = ("0", "1", "2", "3", "4")
@@ -206,6 +213,48 @@ def test_rows_are_read_once_and_found_again_under_another_name(tmp_path: Path, m
     with pytest.raises(TypeError):
         prepare(tmp_path, content + b"4\tnew\t1\n")
     assert sorted(path.name.partition("-")[0] for path in (tmp_path / "cache").iterdir()) == ["contents", "rows"]
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="there is no device that is always full")
+@pytest.mark.parametrize("part", ["ROWS", "LINE", "KEY", "LABEL_KEY", "SUMMARY"])
+@pytest.mark.parametrize("name", ["train.tsv", "train.parquet"])
+def test_a_full_disk_names_the_cache_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, part: str
+) -> None:
+    if name.endswith("parquet"):
+        pq.write_table(pa.table({"sentence": ["good film"], "sentiment": ["4"]}), tmp_path / name)
+    else:
+        (tmp_path / name).write_text("\n".join(GOOD))
+    monkeypatch.setattr(row_writer, part, str(FULL))
+    with pytest.raises(WriteError) as caught:
+        prepare_rows(SST, resolve_source(name, tmp_path), cache=tmp_path / "cache", name="sst train")
+    what = "cannot be written: No space left on device; free space or choose another cache with XDG_CACHE_HOME"
+    assert str(caught.value) == f"{tmp_path / 'cache'}: {what}"
+    assert list((tmp_path / "cache").glob("*.part")) == list((tmp_path / "cache").glob("rows-*")) == []
+
+
+@pytest.mark.parametrize(
+    ("good", "text"),
+    [(0, "\n".join(GOOD)), (1, "\n".join(GOOD)), (1, "no such columns\ngood film\n")],
+    ids=["at once", "behind the rows", "behind a bad header"],
+)
+def test_a_source_that_stops_being_readable_is_no_fault_of_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, good: int, text: str
+) -> None:
+    reads = iter(range(99))
+    plain = HashedFile.readinto
+
+    def fails(self: HashedFile, into: bytearray) -> int | None:
+        if next(reads) >= good:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return plain(self, into)
+
+    monkeypatch.setattr(HashedFile, "readinto", fails)
+    with pytest.raises(DataError) as caught:
+        prepare(tmp_path, text)
+    what = f"train.tsv: cannot be read (Input/output error): {tmp_path / 'train.tsv'}"
+    assert str(caught.value) == f"A data source cannot be used.\n  {what}"
+    assert list((tmp_path / "cache").iterdir()) == []
 
 
 def test_many_writers_at_once_leave_one_table(tmp_path: Path) -> None:

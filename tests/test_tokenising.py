@@ -17,14 +17,17 @@ import pytest
 from tokenizers import Tokenizer
 
 from smoothtune.data import tokenising
+from smoothtune.data.columns import ColumnWriter
 from smoothtune.data.tokenising import TokenColumn, encode, in_memory, load_tokenizer, tokenise, windows
 from smoothtune.errors import ModelFileError
+from smoothtune.files import WriteError
 from smoothtune.nn.bundled import BUNDLED_FILES
 from smoothtune.types import Input
 from tests.backing import backed_by_a_file
 from tests.tiny import write_tokenizer
 
 CLS, SEP = 101, 102
+FULL = Path("/dev/full")
 LONG = " ".join(["good film"] * 150)
 
 
@@ -156,6 +159,18 @@ def test_an_entry_without_its_end_is_not_used(tiny: Tokenizer, tmp_path: Path, m
     assert entries(tmp_path / "cache") == []
     (column,) = columns_of(Texts([("dull",)]), tiny, tmp_path / "cache")
     assert column.lengths().tolist() == [3]
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="there is no device that is always full")
+def test_a_full_disk_names_the_cache_and_leaves_nothing(
+    tiny: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokenising, "ColumnWriter", lambda _, dtype: ColumnWriter(FULL, dtype))
+    with pytest.raises(WriteError) as caught:
+        columns_of(Texts([("dull",)]), tiny, tmp_path / "cache")
+    what = "cannot be written: No space left on device; free space or choose another cache with XDG_CACHE_HOME"
+    assert str(caught.value) == f"{tmp_path / 'cache'}: {what}"
+    assert entries(tmp_path / "cache") == []
 
 
 def test_columns_are_memory_mapped(tiny: Tokenizer, tmp_path: Path) -> None:

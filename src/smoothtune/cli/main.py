@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -67,13 +70,28 @@ def _root(
     pass
 
 
+@contextmanager
+def _log_on_stderr() -> Iterator[None]:
+    """Shows what the package logs, such as that something takes seconds once."""
+    log, handler = logging.getLogger("smoothtune"), logging.StreamHandler()
+    before = log.level
+    log.setLevel(logging.INFO)
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before)
+
+
 def main() -> None:
     """Run the program: exit 2 for usage and configuration, 1 for failure, 130 after Ctrl-C."""
     # Threads that wait must sleep, not spin: beside any other busy process spinning makes torch several times slower.
     # Read once, when torch loads its OpenMP library, so it is set here.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
-        app()
+        with _log_on_stderr():
+            app()
     except SmoothtuneError as error:
         print(f"smoothtune: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

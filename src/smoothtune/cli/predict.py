@@ -38,12 +38,16 @@ def predict(
     ] = "auto",
     report: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option("--report", help="JSON file to write: rows, tasks, and the precision with its measurement."),
+        typer.Option(
+            "--report",
+            help="JSON file of rows, tasks and the measured precision; default: OUT.report.json, none for stdout.",
+        ),
     ] = None,
 ) -> None:
     """Predict tasks for every row of a file, in order, in constant memory.
 
     The column of one task is called prediction; those of several prediction_TASK. Several share what they can of the work.
+    Rows are answered 4,096 at a time, when as many more have been read or the input ends.
 
     \b
     Examples:
@@ -65,7 +69,10 @@ def predict(
         precision=precision,
         report=report,
     )
+    for note in done.notes:
+        typer.echo(note, err=True)
     if done.precision is not None:
         typer.echo(str(done.precision), err=True)
     where = "" if out is None else f" in {out}"
+    where += "" if done.report is None else f"; report in {done.report}"
     typer.echo(f"{done.rows:,} rows predicted{where}", err=True)

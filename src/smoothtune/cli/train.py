@@ -100,6 +100,8 @@ class Watcher:
 
             self._console.print(f"run folder: {event.folder}", soft_wrap=True)
             print_warnings(event.check, self._console)
+            for note in event.notes:
+                self._console.print(note, soft_wrap=True, markup=False)
         elif isinstance(event, Encoding):
             self._encoding(event)
         elif isinstance(event, FrozenStates):
@@ -142,6 +144,9 @@ class Watcher:
     def _frozen(self, event: Any) -> None:
         self._take_bar_away()
         rest = f"stage {event.stage}: nothing in the encoder trains, so there is no dropout in it"
+        if event.short:
+            self._console.print(f"{rest}; each step computes its states: {event.obstacle}", soft_wrap=True)
+            return
         if event.obstacle is not None:
             self._console.print(
                 f"warning: {rest}; its states cannot be kept, so each step computes them: {event.obstacle}",

@@ -133,12 +133,6 @@ def plan_pass(lengths: np.ndarray, size: int, stream: np.random.Generator) -> Pl
     return Plan(order, starts, size)
 
 
-def plan_sorted(lengths: np.ndarray, size: int) -> Plan:
-    """Batches of all rows, longest first: for evaluation, where order does not matter."""
-    order = np.argsort(-lengths.astype(np.int64), kind="stable").astype(np.int32)
-    return Plan(order, np.arange(0, len(order), size, dtype=np.int64), size)
-
-
 class BatchStream:
     """The endless sequence of a task's training batches: pass after pass, each in an order of its own.
 

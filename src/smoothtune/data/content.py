@@ -21,6 +21,7 @@ from smoothtune.files import write_text
 
 _BLOCK = 1 << 20
 _SETTLED = 2_000_000_000  # nanoseconds
+_FORMAT = 1
 
 
 def read_sha256(path: Path) -> str:
@@ -115,13 +116,17 @@ class KnownContents:
         return content_of(path, lambda file: self.remembered(file) or self._read(file))
 
     def remembered(self, path: Path) -> str | None:
-        """The sha256 of a file that stayed as it was when it was last read, else None."""
+        """The sha256 of a file that stayed as it was when it was last read, else None.
+
+        What was kept of it but is damaged, or of another format, counts as nothing.
+        """
         stamp = Stamp.of(path)
         try:
             kept = json.loads(self._place(stamp).read_text(encoding="utf-8"))
-        except FileNotFoundError:
+            known = kept["format"] == _FORMAT and stamp.same_state(Stamp(**kept["stamp"]))
+            return str(kept["sha256"]) if known else None
+        except (OSError, ValueError, KeyError, TypeError):
             return None
-        return str(kept["sha256"]) if stamp.same_state(Stamp(**kept["stamp"])) else None
 
     def has_size(self, path: Path) -> bool:
         """Whether some file of this size was read before: then this one may be a copy, or be touched but unchanged."""
@@ -129,7 +134,7 @@ class KnownContents:
 
     def remember(self, stamp: Stamp, sha256: str) -> None:
         """Keep the content of a file in the state of `stamp`."""
-        write_text(self._place(stamp), json.dumps({"stamp": asdict(stamp), "sha256": sha256}))
+        write_text(self._place(stamp), json.dumps({"format": _FORMAT, "stamp": asdict(stamp), "sha256": sha256}))
 
     def _read(self, path: Path) -> str:
         with Reading(path, self) as reading:

@@ -29,8 +29,13 @@ def read_records(source: Source, columns: Sequence[str], file: BinaryIO | None =
     """The wanted `columns` of each row of `source` as text, in file order, and a `Flaw` where a row cannot be read.
 
     Class labels of `datasets` (ClassLabel) come as their numbers. Memory does not grow with the source. `file` is the file
-    of a source that `has_lines`, where it is open already.
+    of a source that `has_lines`, where it is open already. Raises `DataError` where the source stops being readable.
     """
+    with source.opening():
+        yield from _records(source, columns, file)
+
+
+def _records(source: Source, columns: Sequence[str], file: BinaryIO | None) -> Iterator[Record | Flaw]:
     if source.kind in ("tsv", "csv"):
         assert source.path is not None
         yield from read_delimited(source.path, columns, "\t" if source.kind == "tsv" else ",", file)

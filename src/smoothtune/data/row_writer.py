@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import BinaryIO
@@ -66,11 +67,10 @@ class _Writer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stream.close()
-        self._arrow.close()
-        for column in (self._line, self._key, self._text_keys, self._label_key):
-            if column is not None:
-                column.close()
+        with ExitStack() as closing:  # each of them, also where one cannot be: the disk may be full
+            for part in (self._label_key, self._text_keys, self._key, self._line, self._arrow, self._stream):
+                if part is not None:
+                    closing.callback(part.close)
 
     def add(self, rows: Sequence[_GoodRow]) -> None:
         """Append some rows, at least one."""

@@ -116,7 +116,7 @@ def prepare_rows(spec: RowSpec, source: Source, *, cache: Path, name: str) -> Ro
     """Read and check the rows of `source`, or find them in `cache` again.
 
     Bad rows raise nothing: ask `errors` and `problems()`, so that those of all tasks are reported together.
-    Raises `DataError` when the source has gone or the Hub does not answer.
+    Raises `DataError` when the source has gone or the Hub does not answer, `WriteError` when the cache is full.
     """
     from datasets import Dataset
 
@@ -151,7 +151,8 @@ def _read_once(spec: RowSpec, source: Source, cache: Path, known: KnownContents)
         reading = Reading(source.path, known)
     with reading, aside(cache) as folder:
         write_rows(spec, source, folder, reading.file)
-        source = replace(source, content=reading.content())
+        with source.opening():
+            source = replace(source, content=reading.content())
         settle(folder, _entry(spec, source, cache))
     return source.fingerprint()
 

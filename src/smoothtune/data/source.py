@@ -95,11 +95,11 @@ class Source:
 
     @contextmanager
     def opening(self) -> Iterator[None]:
-        """What keeps the file from being read inside is a `DataError` that names it."""
+        """What keeps the source from being read inside is a `DataError` that names it."""
         try:
             yield
         except OSError as error:
-            _fail(self.shown, f"cannot be read ({error.strerror}): {self.path}")
+            _fail(self.shown, f"cannot be read ({error.strerror or error}): {self.location}")
 
 
 def resolve_source(text: str, base: Path) -> Source:

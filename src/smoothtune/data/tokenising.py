@@ -9,18 +9,17 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike
 from tokenizers import Tokenizer
 
+from smoothtune.data.ahead import one_ahead
 from smoothtune.data.columns import ColumnWriter, open_column
 from smoothtune.data.entry import aside, settle
 from smoothtune.errors import ModelFileError
@@ -30,7 +29,6 @@ _FORMAT = 1
 _CHUNK = 2048
 # Cutting is a setting of the tokenizer itself, so threads that share one take turns.
 _SETTINGS = threading.Lock()
-_Result = TypeVar("_Result")
 _Part = tuple[list[Any], list[int]]  # the encodings of a column, and their lengths before cutting
 
 
@@ -123,7 +121,8 @@ def tokenise(
 ) -> list[TokenColumn]:
     """The token columns of a table, from the cache when they are there.
 
-    The cache key is the content of the texts, the tokenizer, the length and the input. Memory stays constant.
+    The cache key is the content of the texts, the tokenizer, the length and the input. Memory stays constant. Raises
+    `WriteError` when the cache cannot be written.
     """
     with _SETTINGS:
         identity = [_FORMAT, table.content_key, tokenizer.to_str(), max_length, reads]
@@ -144,27 +143,13 @@ def _write(table: TextTable, tokenizer: Tokenizer, reads: Input, max_length: int
     with aside(folder.parent) as written:
         count = 2 if reads == "separate" else 1
         writers = [_ColumnWriter(written, number, tokenizer.get_vocab_size()) for number in range(count)]
-        for parts in _ahead(encoded, table.chunks(_CHUNK)):
+        for parts in one_ahead(encoded, table.chunks(_CHUNK)):
             for writer, (encodings, full) in zip(writers, parts, strict=True):
                 writer.add(encodings, full, joint=reads == "joint")
         for writer in writers:
             writer.close()
         (written / "done.json").write_text(json.dumps({"columns": count, "format": _FORMAT}))
         settle(written, folder)
-
-
-def _ahead(
-    work: Callable[[list[tuple[str, ...]]], _Result], chunks: Iterable[list[tuple[str, ...]]]
-) -> Iterator[_Result]:
-    """What `work` makes of each chunk, in order; the next is on its way while one is used."""
-    with ThreadPoolExecutor(1) as pool:
-        coming: deque[Future[_Result]] = deque()
-        for chunk in chunks:
-            coming.append(pool.submit(work, chunk))
-            if len(coming) > 1:
-                yield coming.popleft().result()
-        while coming:
-            yield coming.popleft().result()
 
 
 def _full_lengths(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from smoothtune.data.batching import Examples
 from smoothtune.inference.batches import token_batches
+from smoothtune.nn.at_rest import at_rest
 from smoothtune.nn.model import MultiTaskModel
 from smoothtune.runtime.device import computing_in
 from smoothtune.types import Kind
@@ -37,7 +37,7 @@ def answer_tasks(
     logits = {task: _space(model, task, len(examples)) for task in tasks}
     batches = token_batches(examples.lengths(), limit=examples.limit, columns=len(examples.columns), most=batch_size)
     device = model.device
-    with _in_eval_mode(model), torch.inference_mode(), computing_in(dtype, device):
+    with at_rest(model), torch.inference_mode(), computing_in(dtype, device):
         for positions in batches:
             for task, found in model.answers(examples.batch(positions).to(device), tasks).items():
                 logits[task][positions] = found.float().cpu().numpy()
@@ -47,17 +47,6 @@ def answer_tasks(
 def _space(model: MultiTaskModel, task: str, rows: int) -> np.ndarray:
     node = model.tasks[task]
     return np.empty((rows, node.classes) if node.kind == "classification" else (rows,), dtype=np.float32)
-
-
-@contextmanager
-def _in_eval_mode(model: MultiTaskModel) -> Iterator[None]:
-    modes = [(part, part.training) for part in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
 
 
 def decide(kind: Kind, logits: np.ndarray) -> np.ndarray:

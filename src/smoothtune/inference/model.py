@@ -15,12 +15,12 @@ from pydantic import ValidationError
 from tokenizers import Tokenizer
 
 from smoothtune.config.experiment import ModelConfig, RuntimeOptions, trunk_options
+from smoothtune.data.ahead import one_ahead
 from smoothtune.data.batching import Examples
 from smoothtune.data.tokenising import encode, in_memory, load_tokenizer, windows
 from smoothtune.errors import UsageError
-from smoothtune.inference.ahead import one_ahead
 from smoothtune.inference.answering import answer_tasks, decide, probabilities
-from smoothtune.inference.precision import PRECISIONS, Precision, measured, without_measuring
+from smoothtune.inference.precision import PRECISIONS, Groups, Precision, measured, without_measuring
 from smoothtune.inference.texts import Texts, checked_rows
 from smoothtune.nn.folder import read_model_folder
 from smoothtune.nn.model import MultiTaskModel
@@ -54,7 +54,7 @@ class _Window:
 class Model:
     """Loads a model folder and answers any of its tasks.
 
-    `dtype` is that of training and evaluation; `precision` says in what predictions are computed, and why.
+    `dtype` is that of training and evaluation; `precision_of` says in what predictions are computed, and why.
     """
 
     def __init__(
@@ -73,7 +73,8 @@ class Model:
         self.labels = labels
         self.tokenizer = tokenizer
         self.dtype = dtype
-        self.precision = precision
+        self._precision = precision
+        self._measured: dict[frozenset[str], Precision] = {}
         self._identity = identity
 
     @classmethod
@@ -81,8 +82,8 @@ class Model:
         """The model of a run folder or model folder. Raises `ModelFileError` when it is neither.
 
         `precision` is float32, bfloat16 or auto: a model trained in float32 answers in float32; for others the first
-        texts decide, by a measurement that the cache keeps for the machine and the model. Raises `UsageError` for a
-        device that is not there and an unknown precision.
+        texts decide, by a measurement that the cache keeps for the machine, the model and the tasks asked together.
+        Raises `UsageError` for a device that is not there and an unknown precision.
         """
         if precision not in PRECISIONS:
             raise UsageError(f"precision: got {precision!r}, expected one of {', '.join(PRECISIONS)}")
@@ -149,7 +150,11 @@ class Model:
     def predict_windows(
         self, tasks: Sequence[str], texts: Texts, *, batch_size: int | None = None
     ) -> Iterator[dict[str, Predictions]]:
-        """Answers for texts of any number, a few thousand at a time, by task: memory does not grow with them."""
+        """Answers for texts of any number, `WINDOW` at a time, by task: memory does not grow with them.
+
+        The answers to a window come when the next is full, or there are no more texts. Before an error about a text
+        come the answers to the windows before it.
+        """
         wanted = self.text_count(tasks)
         if batch_size is not None and batch_size < 1:
             raise UsageError(f"batch_size: got {batch_size}, expected at least 1")
@@ -159,12 +164,21 @@ class Model:
     def answer_rows(
         self, tasks: Sequence[str], rows: Iterable[tuple[str, ...]], *, batch_size: int | None = None
     ) -> Iterator[tuple[Rows, dict[str, Predictions]]]:
-        """Windows of rows that hold the right number of texts, with the answers to `tasks`; the next is tokenised meanwhile."""
+        """Windows of rows that hold the right number of texts, with the answers to `tasks`; the next is tokenised meanwhile.
+
+        So a window is given out when the next has been read. What reading the next raises comes after it.
+        """
         for window in one_ahead(partial(self._tokenised, tuple(tasks)), windows(rows, WINDOW)):
+            dtype = self._chosen(window.read).dtype
             answers: dict[str, Predictions] = {}
             for alike, examples in window.read:
-                answers.update(self._answers(alike, examples, batch_size))
+                found = answer_tasks(self.network, examples, alike, dtype=dtype, batch_size=batch_size)
+                answers.update({task: self._read(task, logits) for task, logits in found.items()})
             yield window.rows, {task: answers[task] for task in tasks}
+
+    def precision_of(self, tasks: Sequence[str]) -> Precision | None:
+        """In what answers to these tasks, asked together, are computed; None where the first texts have yet to decide."""
+        return self._precision or self._measured.get(frozenset(tasks))
 
     def text_count(self, tasks: Sequence[str]) -> int:
         """How many texts a row has for all of `tasks`: 1 or 2. Raises `UsageError` where they are unknown or differ."""
@@ -191,11 +205,12 @@ class Model:
         pad_id = int(self.network.encoder.architecture.get("pad_token_id") or 0)
         return Examples(task, reads, columns, None, numbers, numbers, pad_id=pad_id, limit=longest)
 
-    def _answers(self, tasks: tuple[str, ...], examples: Examples, batch_size: int | None) -> dict[str, Predictions]:
-        if self.precision is None:
-            self.precision = measured(self.network, examples, tasks, self._identity)
-        found = answer_tasks(self.network, examples, tasks, dtype=self.precision.dtype, batch_size=batch_size)
-        return {task: self._read(task, logits) for task, logits in found.items()}
+    def _chosen(self, groups: Groups) -> Precision:
+        tasks = frozenset(task for names, _ in groups for task in names)
+        found = self.precision_of(tuple(tasks))
+        if found is None:
+            found = self._measured[tasks] = measured(self.network, groups, self._identity)
+        return found
 
     def _read(self, task: str, logits: np.ndarray) -> Predictions:
         kind, labels = self.config.tasks[task].kind, self.labels[task]

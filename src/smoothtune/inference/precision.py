@@ -1,6 +1,6 @@
 """Which number format answers are computed in: asked for, that of training, or the fastest whose answers agree.
 
-A measurement is made once per machine and model, on the first texts, and kept in the cache.
+A measurement is made on the first texts, once per machine, model and tasks that are asked together, and kept in the cache.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -23,13 +24,18 @@ from smoothtune.files import WriteError, cache_folder, write_text
 from smoothtune.inference.answering import answer_tasks, probabilities
 from smoothtune.nn.model import MultiTaskModel
 from smoothtune.runtime.device import has_bfloat16
+from smoothtune.runtime.kernels.library import told
 
 PrecisionName = Literal["float32", "bfloat16"]
 PRECISIONS = ("auto", *get_args(PrecisionName))
 # Answers agree when they differ by no more on average: of a probability's 1, of a regression's range (ours).
 AGREEMENT = 0.02
 _TOKENS = 1024
-_REPETITIONS = 2
+_ROUNDS = 3
+_FORMATS: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+# Tasks that read the same examples, and those: once for each way of reading.
+Groups = Sequence[tuple[Sequence[str], Examples]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +43,7 @@ class Precision:
     """A number format and why it was chosen.
 
     After a measurement `speeds` are relative to float32, by format, and `difference` is the mean difference of bfloat16
-    answers from float32 ones: of the largest probability, or as a share of a regression's range.
+    answers from float32 ones, of the task where it is largest: of a probability, or as a share of a regression's range.
     """
 
     name: PrecisionName
@@ -69,29 +75,52 @@ def without_measuring(asked: str, trained_in: str | None, device: torch.device) 
     return None
 
 
-def measured(model: MultiTaskModel, examples: Examples, tasks: Sequence[str], identity: str) -> Precision:
-    """The fastest format whose answers agree, for the model that `identity` names: from the cache, or measured now."""
-    key = hashlib.sha256(json.dumps([identity, *_machine(model.device)]).encode()).hexdigest()[:32]
+def measured(model: MultiTaskModel, groups: Groups, identity: str) -> Precision:
+    """The fastest format in which all answers agree, for the model that `identity` names: from the cache, or measured now."""
+    tasks = sorted(task for names, _ in groups for task in names)
+    key = hashlib.sha256(json.dumps([identity, tasks, *_setting(model.device)]).encode()).hexdigest()[:32]
     path = cache_folder() / f"precision-{key}.json"
     known = _read(path)
-    if known is None:
-        known = measure(model, _sample(examples), tasks)
-        _keep(path, known)
-    return known
+    if known is not None:
+        return known
+    rounds, difference = measure(model, [(names, _sample(examples)) for names, examples in groups])
+    found = choice(_speeds(rounds), difference)
+    if _clear(rounds):
+        _keep(path, found)
+    return found
 
 
-def measure(model: MultiTaskModel, examples: Examples, tasks: Sequence[str]) -> Precision:
-    """Times both formats on the examples, in turn, and compares their answers to `tasks`."""
-    formats: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    answers = {name: answer_tasks(model, examples, tasks, dtype=dtype) for name, dtype in formats.items()}
-    seconds = dict.fromkeys(formats, float("inf"))
-    for _ in range(_REPETITIONS):
-        for name, dtype in formats.items():
+def measure(model: MultiTaskModel, groups: Groups) -> tuple[list[dict[str, float]], float]:
+    """Seconds that all groups together took, by format and round, and the largest difference of a task's answers."""
+    answers = {name: _answers(model, groups, dtype) for name, dtype in _FORMATS.items()}
+    rounds: list[dict[str, float]] = []
+    for _ in range(_ROUNDS):
+        seconds: dict[str, float] = {}
+        for name, dtype in _FORMATS.items():
             began = time.perf_counter()
-            answer_tasks(model, examples, tasks, dtype=dtype)
-            seconds[name] = min(seconds[name], time.perf_counter() - began)
-    difference = max(_difference(model, task, answers["float32"][task], answers["bfloat16"][task]) for task in tasks)
-    return choice({name: seconds["float32"] / took for name, took in seconds.items()}, difference)
+            _answers(model, groups, dtype)
+            seconds[name] = time.perf_counter() - began
+        rounds.append(seconds)
+    wide, narrow = answers["float32"], answers["bfloat16"]
+    return rounds, float(np.max([_difference(model, task, wide[task], narrow[task]) for task in wide]))
+
+
+def _answers(model: MultiTaskModel, groups: Groups, dtype: torch.dtype) -> dict[str, np.ndarray]:
+    found: dict[str, np.ndarray] = {}
+    for tasks, examples in groups:
+        found.update(answer_tasks(model, examples, tasks, dtype=dtype))
+    return found
+
+
+def _speeds(rounds: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Speeds by format, relative to float32, in the fastest round of each."""
+    fastest = {name: min(seconds[name] for seconds in rounds) for name in _FORMATS}
+    return {name: fastest["float32"] / took for name, took in fastest.items()}
+
+
+def _clear(rounds: Sequence[dict[str, float]]) -> bool:
+    """Whether the same format was the faster in every round: where not, something else used the machine."""
+    return len({min(seconds, key=seconds.__getitem__) for seconds in rounds}) == 1
 
 
 def choice(speeds: dict[str, float], difference: float) -> Precision:
@@ -121,11 +150,13 @@ def _sample(examples: Examples) -> Examples:
     return replace(examples, chosen=examples.chosen[np.resize(spread, count)])
 
 
-def _machine(device: torch.device) -> list[str]:
-    if device.type == "cuda":
-        return [torch.cuda.get_device_name(device), torch.__version__]
+def _setting(device: torch.device) -> list[str]:
+    """What a measurement depends on beside model and tasks."""
+    versions = [version("smoothtune"), torch.__version__]
+    if device.type == "cuda":  # where no kernels are used
+        return [*versions, torch.cuda.get_device_name(device)]
     capability = torch.backends.cpu.get_cpu_capability()
-    return [platform.node(), platform.machine(), capability, str(torch.get_num_threads()), torch.__version__]
+    return [*versions, told(), platform.node(), platform.machine(), capability, str(torch.get_num_threads())]
 
 
 def _read(path: Path) -> Precision | None:

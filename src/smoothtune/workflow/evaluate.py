@@ -19,6 +19,7 @@ from smoothtune.files import cache_folder
 from smoothtune.inference.model import Model, model_folder
 from smoothtune.nn.folder import read_json
 from smoothtune.runtime.device import keep_memory_mapped, set_threads
+from smoothtune.runtime.kernels.library import notes as kernel_notes
 from smoothtune.workflow.run import read_experiment
 from smoothtune.workflow.scoring import answers_of, undefined
 
@@ -29,7 +30,8 @@ SPLITS = ("train", "dev", "test")
 class Evaluation:
     """Scores of a run; with a baseline, its scores and the paired difference run - baseline.
 
-    `notes` are sentences on what makes a score doubtful: data that are not those of training, metrics without a value.
+    `notes` are sentences on what makes a score doubtful (data that are not those of training, metrics without a value) or
+    slow to come by.
     """
 
     scores: Scores
@@ -72,7 +74,11 @@ def evaluate_run(
     examples = {name: _examples(experiment, model, found, part) for name, (found, part) in chosen.items()}
     answers = answers_of(model.network, examples, experiment.tasks, dtype=model.dtype)
     scores = score_tasks(answers, seed=experiment.seed)
-    notes = (*_changed(run, read), *(f"note: {name} is nan: {why}" for name, why in undefined(answers).items()))
+    notes = (
+        *kernel_notes(model.network.device.type),
+        *_changed(run, read),
+        *(f"note: {name} is nan: {why}" for name, why in undefined(answers).items()),
+    )
     if not with_words_alone:
         return Evaluation(scores, notes)
     baseline = {name: _words_alone(found, part, experiment.seed) for name, (found, part) in chosen.items()}

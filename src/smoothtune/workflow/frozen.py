@@ -9,22 +9,23 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from smoothtune.data.batching import Examples, pad
 from smoothtune.data.states import StateColumn, StateStore, make_room
 from smoothtune.files import WriteError
 from smoothtune.inference.batches import token_batches
+from smoothtune.nn.at_rest import at_rest
 from smoothtune.nn.encoder import Encoder
 from smoothtune.nn.masked_pool import pool_tokens
 from smoothtune.runtime.device import computing_in
+from smoothtune.runtime.kernels.library import told
 from smoothtune.types import Needs
 
 WINDOW_ROWS = 1 << 15  # sorted by length together, so that what is written lies close together
@@ -44,7 +45,8 @@ class FrozenStates:
     """A stage trains nothing in the encoder: there is no dropout in it, and its states never change.
 
     Of `texts` (a pair that is read apart counts twice) `encoded` were not in the cache; `seconds` is what all took. The
-    states take `bytes` of disk. `obstacle` says why they are computed at every step instead, None where they are kept.
+    states take `bytes` of disk. `obstacle` says why they are computed at every step instead, None where they are kept;
+    where the stage is `short`, nothing went wrong: it reads too little for keeping them to pay.
     """
 
     stage: str
@@ -53,6 +55,7 @@ class FrozenStates:
     bytes: int
     seconds: float
     obstacle: str | None
+    short: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,19 +94,21 @@ class StateKeeper:
         every = {item.folder: item for split in wanted for items in split.values() for item in items}
         missing = [item for item in every.values() if item.store.open(item.folder) is None]
         rows = sum(len(part) for part in splits[0].values())
-        if missing and at_most is not None and at_most < rows:
-            obstacle: str | None = f"the stage reads at most {at_most:,} of its {rows:,} training rows"
+        given = [dict(split) for split in splits]
+        obstacle: str | None = None
+        short = bool(missing) and at_most is not None and at_most < rows
+        if short:
+            obstacle = f"the stage reads at most {at_most:,} of its {rows:,} training rows"
         else:
-            obstacle = self._write(missing, every)
+            try:
+                self._write(missing, every)
+                given = [_with_states(split, items) for split, items in zip(splits, wanted, strict=True)]
+            except (WriteError, OSError) as error:
+                obstacle = str(error)
         size, seconds = sum(item.store.bytes() for item in every.values()), time.perf_counter() - began
         encoded = 0 if obstacle else _texts(missing)
-        self.listen(FrozenStates(self.stage, _texts(every.values()), encoded, size, seconds, obstacle))
-        if obstacle:
-            return [dict(split) for split in splits]
-        return [
-            {task: replace(part, states=_opened(items[task])) for task, part in split.items()}
-            for split, items in zip(splits, wanted, strict=True)
-        ]
+        self.listen(FrozenStates(self.stage, _texts(every.values()), encoded, size, seconds, obstacle, short))
+        return given
 
     def _wanted(self, examples: Examples, needs: Needs, encoder: str) -> list[_Wanted]:
         """One store per token column."""
@@ -115,8 +120,8 @@ class StateKeeper:
         ]
         return [_Wanted(examples, store, store.folder()) for store in stores]
 
-    def _write(self, missing: Collection[_Wanted], every: Collection[Path]) -> str | None:
-        """Encode what is missing; why that could not be done, or None."""
+    def _write(self, missing: Collection[_Wanted], every: Collection[Path]) -> None:
+        """Encode what is missing. Raises `WriteError` or `OSError` where that cannot be kept."""
         texts, done = _texts(missing), 0
 
         def read(rows: int) -> None:
@@ -124,15 +129,11 @@ class StateKeeper:
             done += rows
             self.listen(Encoding(self.stage, done, texts))
 
-        try:
-            if missing:
-                make_room(self.cache, sum(item.store.bytes() for item in missing), every)
-            for item in missing:
-                with _at_rest(self.encoder), torch.inference_mode(), computing_in(self.dtype, self._device):
-                    item.store.write(item.folder, partial(self._fill, item, read))
-        except (WriteError, OSError) as error:
-            return str(error)
-        return None
+        if missing:
+            make_room(self.cache, sum(item.store.bytes() for item in missing), every)
+        for item in missing:
+            with at_rest(self.encoder), torch.inference_mode(), computing_in(self.dtype, self._device):
+                item.store.write(item.folder, partial(self._fill, item, read))
 
     def _fill(self, item: _Wanted, read: Callable[[int], None], values: Tensor, starts: np.ndarray) -> None:
         """Put the states of all rows into `values` (P, D), those of row i from `starts[i]` (M + 1,) on."""
@@ -155,9 +156,9 @@ class StateKeeper:
 
 
 def fingerprint(encoder: Encoder) -> str:
-    """Names what an encoder gives in eval mode: its class, architecture, weights and kind of device."""
+    """Names what an encoder gives in eval mode: its class, architecture, weights, kind of device and kernels."""
     device = next(encoder.parameters()).device.type
-    settings = [type(encoder).__name__, encoder.architecture, device]
+    settings = [type(encoder).__name__, encoder.architecture, device, told(device)]
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     for name, tensor in encoder.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -165,10 +166,17 @@ def fingerprint(encoder: Encoder) -> str:
     return digest.hexdigest()
 
 
-def _opened(items: Sequence[_Wanted]) -> tuple[StateColumn, ...]:
-    """The states of all columns, or none at all: another process may have made room."""
-    columns = [item.store.open(item.folder) for item in items]
-    return tuple(column for column in columns if column is not None) if all(columns) else ()
+def _with_states(split: Mapping[str, Examples], wanted: Mapping[str, Sequence[_Wanted]]) -> dict[str, Examples]:
+    return {task: replace(part, states=tuple(map(_opened, wanted[task]))) for task, part in split.items()}
+
+
+def _opened(item: _Wanted) -> StateColumn:
+    """The states that were found or written a moment ago. They stay readable, whoever removes their folder later."""
+    column = item.store.open(item.folder)
+    if column is None:
+        what = "has gone: another process made room for its own; free space or choose another cache with XDG_CACHE_HOME"
+        raise WriteError(f"{item.folder}: {what}")
+    return column
 
 
 def _texts(items: Iterable[_Wanted]) -> int:
@@ -187,15 +195,3 @@ def _spans(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     ends = np.cumsum(lengths)
     places: np.ndarray = np.repeat(starts - ends + lengths, lengths) + np.arange(ends[-1])
     return places
-
-
-@contextmanager
-def _at_rest(module: nn.Module) -> Iterator[None]:
-    """The module is in eval mode inside, and every part in its own mode again after."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training

@@ -16,6 +16,7 @@ from smoothtune.files import write_text
 from smoothtune.inference.model import Model, Predictions
 from smoothtune.inference.precision import Precision
 from smoothtune.runtime.device import keep_memory_mapped, set_threads
+from smoothtune.runtime.kernels.library import notes
 from smoothtune.workflow.answer_file import FORMATS, AnswerWriter, opened
 
 STDIN_FORMATS: dict[str, SourceKind] = {"tsv": "tsv", "csv": "csv", "jsonl": "jsonl"}
@@ -23,10 +24,15 @@ STDIN_FORMATS: dict[str, SourceKind] = {"tsv": "tsv", "csv": "csv", "jsonl": "js
 
 @dataclass(frozen=True, slots=True)
 class Predicted:
-    """What was done: the number of rows, and the number format they were computed in (None where there was no row)."""
+    """What was done: the number of rows, and the number format they were computed in (None where there was no row).
+
+    `report` is the file that says so, None where there is none; `notes` are sentences on this machine.
+    """
 
     rows: int
     precision: Precision | None
+    report: Path | None
+    notes: tuple[str, ...] = ()
 
 
 def predict_file(
@@ -45,8 +51,10 @@ def predict_file(
 
     Several tasks share the text columns of the first one; theirs are `prediction_TASK` and `p_TASK_LABEL`. Without
     `source` stdin is read as `input_form` (TSV), without `out` the result goes to stdout, from the first window of rows
-    that can all be read. Files are written aside and renamed; `report` is a JSON file of rows, tasks and precision. Raises
-    `UsageError` for what cannot be asked of the run, `DataError` naming file:line at the first bad row.
+    that can all be read. A window (`inference.model.WINDOW` rows) is written when the next one has been read or the input
+    ends: of a pipe, the first answers come after two windows. Files are written aside and renamed; `report` is a JSON file
+    of rows, tasks and precision, by default `OUT.report.json`, none for stdout. Raises `UsageError` for what cannot be
+    asked of the run, `DataError` naming file:line at the first bad row, after the windows before it.
     """
     if form not in FORMATS:
         raise UsageError(f"--format: got {form!r}, expected one of {', '.join(FORMATS)}")
@@ -64,7 +72,10 @@ def predict_file(
         for rows, answers in chain(first, found):
             writer.add(rows, _answer_columns(answers, with_probabilities))
             count += len(rows)
-    done = Predicted(count, model.precision)
+            file.flush()
+    if report is None and out is not None:
+        report = out.with_name(f"{out.name}.report.json")
+    done = Predicted(count, model.precision_of(tasks), report, notes(model.network.device.type))
     if report is not None:
         _write_report(report, done, tasks)
     return done

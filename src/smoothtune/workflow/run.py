@@ -100,8 +100,8 @@ def read_experiment(folder: Path) -> Experiment:
     return validated(table, f"{path}: is damaged or of another release:")
 
 
-def machine() -> dict[str, Any]:
-    """Where and with what a run was made."""
+def machine(device: str) -> dict[str, Any]:
+    """Where and with what a run was made on a kind of `device`, cpu or cuda."""
     from smoothtune.runtime.kernels.library import told
 
     packages = ("smoothtune", "torch", "transformers", "tokenizers", "datasets", "accelerate", "numpy")
@@ -111,7 +111,7 @@ def machine() -> dict[str, Any]:
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
-        "kernels": told(),
+        "kernels": told(device),
         "packages": {name: version(name) for name in packages},
     }
 

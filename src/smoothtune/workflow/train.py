@@ -26,6 +26,7 @@ from smoothtune.nn.model import MultiTaskModel, build_model
 from smoothtune.nn.pretrained import find_checkpoint, load_encoder, read_architecture
 from smoothtune.objective.weighting import TaskFacts
 from smoothtune.runtime.device import keep_memory_mapped, pick_device, pick_dtype, set_threads
+from smoothtune.runtime.kernels.library import notes
 from smoothtune.runtime.signals import Interrupts
 from smoothtune.training.stage import StageEpoch, StageEvent, StageRun, begins_trained, chosen_parameters
 from smoothtune.workflow.check import CheckReport, check_encoder, report_on
@@ -37,10 +38,11 @@ from smoothtune.workflow.scoring import EpochEvaluation, answers_of, undefined
 
 @dataclass(frozen=True, slots=True)
 class RunBegin:
-    """The data are read and checked and the run folder is there."""
+    """The data are read and checked and the run folder is there. `notes` are sentences on this machine."""
 
     folder: Path
     check: CheckReport
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +110,7 @@ class _Training:
         self.device = pick_device(experiment.runtime.device)
         self.threads = set_threads(experiment.runtime.threads)
         keep_memory_mapped()
+        self.notes = notes(self.device.type)
         self.cache = cache_folder()
         checkpoint = find_checkpoint(experiment.encoder)
         self.tokenizer: Tokenizer = load_tokenizer(checkpoint)
@@ -127,7 +130,7 @@ class _Training:
         """All stages, then the model and its evaluation."""
         self.files.write_experiment(self.experiment)
         self.files.write_json(CHECK, self.check.to_json())
-        self.listen(RunBegin(self.folder, self.check))
+        self.listen(RunBegin(self.folder, self.check, self.notes))
         with self.interrupts:
             return self._finish(interrupted=self._train())
 
@@ -261,7 +264,7 @@ class _Training:
             "threads": self.threads,
             "precision": str(self._dtype).removeprefix("torch."),
             "frozen": self.frozen,
-            **machine(),
+            **machine(self.device.type),
         }
 
     @property
