@@ -124,8 +124,8 @@ def best_rate(device: str) -> float:
     return max(rates)
 
 
-def floor_of(shapes: list[Shape], settings: dict[str, int], device: str) -> tuple[float, float]:
-    """Mean seconds of the products of a step, and its mean FLOPs."""
+def floor_of(shapes: list[Shape], settings: dict[str, int], device: str, runs: int = RUNS) -> tuple[float, float]:
+    """Mean over the batches of the median seconds of their products, and their mean FLOPs."""
     seconds, flops = 0.0, 0
     for shape in shapes:
         calls, counts = zip(*products(shape, settings, device), strict=True)
@@ -134,7 +134,7 @@ def floor_of(shapes: list[Shape], settings: dict[str, int], device: str) -> tupl
             for call in calls:
                 call()
 
-        seconds += median_seconds(run, device)
+        seconds += median_seconds(run, device, runs)
         flops += sum(counts)
     return seconds / len(shapes), flops / len(shapes)
 

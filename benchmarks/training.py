@@ -1,5 +1,4 @@
-"""Training: ours, Trainer as it comes and at its best, and other peers, on SST, Quora siamese and Quora joint,
-beside the floor of their steps.
+"""Training on SST, Quora siamese and Quora joint: ours, its floor, Trainer as it comes and at its best, other peers.
 
 Run: python benchmarks/training.py [sst siamese joint] [--steps 12] [--repetitions 5]. Every side is a process of its own;
 one pass over the rows pays all first-time costs, the next one is timed. Writes results/training[-cuda].json.
