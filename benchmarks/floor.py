@@ -3,8 +3,9 @@
 Run: python benchmarks/floor.py [sst siamese joint] [--steps 12]. The batches are those that our side is timed on: same rows,
 same order of lengths, real tokens only in linear layers, each text up to its batch's longest in attention. Products are
 bf16, contiguous, into preallocated outputs: of every linear layer forward, input gradient and weight gradient; of attention
-two forward and four backward. All layers of a step are run in turn, each with its own weights; median of 20 such runs per
-batch. Writes results/floor.json; embeddings, norms, activations, dropout, head, optimiser and data are not in it.
+two forward and four backward. All layers of a step are run in turn, each with its own weights. Our training of these batches and
+the products are processes of their own that take turns, each process of the products with 4 runs per batch: 20 in 5
+repetitions. Writes results/floor.json; embeddings, norms, activations, dropout, head, optimiser and data are not in it.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from harness import checkpoint, part_name, progress, save, settings_of
+from harness import Measured, Side, alternate, checkpoint, part_name, save, seconds_per_step, settings_of
+from intervals import ratio_of_medians
 from options import parser_of
 from rows import what_data
+from sides import OURS
 from smoothtune.runtime.device import set_threads
 from training import BATCH, WORKLOADS, write_workload
 from workers.common import read_rows
@@ -124,19 +127,33 @@ def best_rate(device: str) -> float:
     return max(rates)
 
 
-def floor_of(shapes: list[Shape], settings: dict[str, int], device: str, runs: int = RUNS) -> tuple[float, float]:
-    """Mean over the batches of the median seconds of their products, and their mean FLOPs."""
-    seconds, flops = 0.0, 0
+def floor_of(shapes: list[Shape], settings: dict[str, int], device: str, runs: int) -> float:
+    """Mean over the batches of the median seconds of their products."""
+    seconds = 0.0
     for shape in shapes:
-        calls, counts = zip(*products(shape, settings, device), strict=True)
+        calls = tuple(call for call, _ in products(shape, settings, device))
 
         def run(calls: tuple[Callable[[], Tensor], ...] = calls) -> None:
             for call in calls:
                 call()
 
         seconds += median_seconds(run, device, runs)
-        flops += sum(counts)
-    return seconds / len(shapes), flops / len(shapes)
+    return seconds / len(shapes)
+
+
+def row_of(ours: Measured, alone: Measured, shapes: list[Shape], flops: float, rate: float) -> dict[str, Any]:
+    """What is kept of a workload: the floor, and our step as a multiple of it."""
+    products, steps = ([seconds_per_step(report) for report in side.reports] for side in (alone, ours))
+    found = {
+        "products_seconds": statistics.median(products),
+        "best_rate_seconds": flops / rate,
+        "flops": flops,
+        "tokens": statistics.fmean(shape.tokens for shape in shapes),
+        "failure": ours.failure or alone.failure,
+    }
+    if not steps or not products:
+        return found
+    return {**found, "ours_seconds": statistics.median(steps), "ratio": ratio_of_medians(steps, products).to_json()}
 
 
 def main() -> None:
@@ -150,21 +167,17 @@ def main() -> None:
     rate, found = best_rate(options.device), {}
     for workload in options.workloads:
         with tempfile.TemporaryDirectory() as folder:
-            spec = write_workload(workload, options.data_dir, options.steps, Path(folder))
+            spec = write_workload(workload, options.data_dir, options.steps, Path(folder)) | {"device": options.device}
             shapes = batches_of(spec)
-        seconds, flops = floor_of(shapes, settings, options.device)
-        progress(
-            f"floor of {workload}: {1e3 * seconds:.1f} ms of products, {1e3 * flops / rate:.1f} ms at the best rate"
-        )
-        found[workload] = {
-            "products_seconds": seconds,
-            "best_rate_seconds": flops / rate,
-            "flops": flops,
-            "tokens": statistics.fmean(shape.tokens for shape in shapes),
-        }
+            sides = (OURS, Side("matrix products alone", "floor_train.py"))
+            ours, alone = alternate(
+                sides, spec, options.repetitions, threads=options.threads, label=f"floor of {workload}"
+            )
+        flops = statistics.fmean(sum(count for _, count in products(shape, settings, "meta")) for shape in shapes)
+        found[workload] = row_of(ours, alone, shapes, flops, rate)
     told = settings_of(
         data=what_data(options.data_dir), batch=BATCH, steps=options.steps, best_rate=rate, device=options.device,
-        threads=torch.get_num_threads(),
+        threads=torch.get_num_threads(), repetitions=options.repetitions,
     )  # fmt: skip
     save(part_name("floor", options.device), {**told, "workloads": found})
 

@@ -5,23 +5,17 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from comparable import why_not
 from environments import HERE
-from harness import part_name, read
+from harness import part_name
 from tables import milliseconds, quoted, ratio, runs, table, versions_note
-from targets import WORKLOADS, side_row
+from targets import WORKLOADS
 
 
 def training(result: dict[str, Any]) -> str:
     """Training: a table per workload, what every side is, versions."""
     parts = []
-    floor = read(part_name("floor", result["device"]))
-    shared = floor is not None and bool(floor["workloads"].keys() & result["workloads"].keys())
-    obstacle = why_not(result, floor) if floor is not None and shared else ""
-    floors = floor["workloads"] if floor is not None and not obstacle else {}
     for workload, rows in result["workloads"].items():
-        parts.append(f"### {WORKLOADS.get(workload, workload)}\n\n{_training_table(rows, floors.get(workload))}")
-    parts += [f"With the floor: {obstacle}."] if obstacle else []
+        parts.append(f"### {WORKLOADS.get(workload, workload)}\n\n{_training_table(rows)}")
     every = [row for rows in result["workloads"].values() for row in rows]
     told = {row["side"]: row for row in every}.values()
     notes = "\n".join(f"- {row['side']}: {row['note']}" for row in told)
@@ -33,45 +27,53 @@ def over_ours(row: dict[str, Any]) -> str:
     return ratio(row["ratio"]) if "ratio" in row and row["side"] != "smoothtune" else ""
 
 
-def _training_table(rows: list[dict[str, Any]], floor: dict[str, Any] | None) -> str:
+def _training_table(rows: list[dict[str, Any]]) -> str:
     lines = []
     for row in rows:
         if "median" not in row:
-            lines.append([row["side"], f"not run: {row['failure']}", "", "", "", ""])
+            lines.append([row["side"], f"not run: {row['failure']}", "", "", ""])
             continue
-        over = f"{row['median'] / floor['products_seconds']:.2f}" if floor else ""
         lines.append(
             [
-                row["side"], milliseconds(row["median"]), over_ours(row), over,
+                row["side"], milliseconds(row["median"]), over_ours(row),
                 f"{row['first_pass_seconds']:.1f} s", f"{row['peak_anonymous_mb']:,.0f} MiB",
             ]
         )  # fmt: skip
-    return table(("side", "step", "over ours", "over the floor", "first pass", "peak anonymous memory"), lines)
+    return table(("side", "step", "over ours", "first pass", "peak anonymous memory"), lines)
 
 
 def floor(result: dict[str, Any]) -> str:
     """The floor of a step, and what ours is over it."""
     lines = []
-    training = read(part_name("training", result["device"]))
-    obstacle = why_not(training, result) if training is not None else ""
-    steps = training["workloads"] if training is not None and not obstacle else {}
     for workload, found in result["workloads"].items():
-        ours = side_row(steps.get(workload, []), "smoothtune")
-        share = "" if ours is None else f"{100 * found['best_rate_seconds'] / ours['median']:.1f} %"
+        measured = "ratio" in found
+        share = (
+            f"{100 * found['best_rate_seconds'] / found['ours_seconds']:.1f} %" if measured else str(found["failure"])
+        )
         lines.append(
             [
                 WORKLOADS.get(workload, workload), f"{found['tokens']:.0f}", f"{found['flops'] / 1e9:.1f}",
-                milliseconds(found["products_seconds"]), milliseconds(found["best_rate_seconds"]), share,
+                milliseconds(found["products_seconds"]), milliseconds(found["ours_seconds"]) if measured else "",
+                ratio(found["ratio"]) if measured else "", milliseconds(found["best_rate_seconds"]), share,
             ]
         )  # fmt: skip
-    head = ("workload", "tokens", "GFLOP", "its products", "at the best rate", "ours: share of that rate")
+    head = (
+        "workload",
+        "tokens",
+        "GFLOP",
+        "its products",
+        "our step",
+        "step over products",
+        "at the best rate",
+        "ours: share of it",
+    )
     text = (
         "The floor of a step: nothing but its matrix products (forward and both backward, linear layers and attention) at "
-        "the shapes of the timed batches, bf16, contiguous, preallocated, median of 20; and its operations over the best "
-        f"rate a square bf16 product reached here, {result['best_rate'] / 1e12:.2f} TFLOP/s."
+        "the shapes of the timed batches, bf16, contiguous, preallocated, by torch; and its operations over the best rate a "
+        f"square bf16 product reached here, {result['best_rate'] / 1e12:.2f} TFLOP/s. "
+        f"Ours and the products take turns, {result['repetitions']} times."
     )
-    told = f"\n\nWith training: {obstacle}." if obstacle else ""
-    return f"{text}\n\n{table(head, lines)}{told}"
+    return f"{text}\n\n{table(head, lines)}"
 
 
 def tuning(result: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Training on SST, Quora siamese and Quora joint: ours, its floor, Trainer as it comes and at its best, other peers.
+"""Training on SST, Quora siamese and Quora joint: ours, Trainer as it comes and at its best, other peers.
 
 Run: python benchmarks/training.py [sst siamese joint] [--steps 12] [--repetitions 5]. Every side is a process of its own;
 one pass over the rows pays all first-time costs, the next one is timed. Writes results/training[-cuda].json.
@@ -19,7 +19,6 @@ from sides import AS_IT_COMES, OURS, at_its_best, cross_encoder
 
 BATCH = 32
 DEV_ROWS = 64
-FLOOR = Side("matrix products alone", "floor_train.py", note="the floor of a step, see below; no training")
 WORKLOADS: dict[str, tuple[str, Reads]] = {
     "sst": ("sst", "single"),
     "siamese": ("quora", "separate"),
@@ -47,7 +46,7 @@ def write_workload(workload: str, data_dir: Path | None, steps: int, folder: Pat
 def sides_of(workload: str, device: str) -> list[Side]:
     """Ours first, then the peers of a workload."""
     peers = [AS_IT_COMES, at_its_best(device), *([cross_encoder(device)] if workload == "joint" else [])]
-    return [OURS, FLOOR, *peers]
+    return [OURS, *peers]
 
 
 def row_of(measured: Measured, ours: Measured) -> dict[str, Any]:

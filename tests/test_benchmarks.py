@@ -24,7 +24,6 @@ import quality  # noqa: E402
 import sections  # noqa: E402
 import sides  # noqa: E402
 import targets  # noqa: E402
-from comparable import why_not  # noqa: E402
 from smoothtune.config.loading import load  # noqa: E402
 from sources import code_of  # noqa: E402
 
@@ -43,9 +42,12 @@ ROW = {
     "side": "smoothtune", "note": "ours", "failure": None, "median": 0.2, "ratio": ONE, "first_pass_seconds": 1.0,
     "peak_anonymous_mb": 100.0, "per_second": 50.0, "load_seconds": 1.0, "versions": {"python": "3.11"},
 }  # fmt: skip
-FLOOR = {"products_seconds": 0.1, "best_rate_seconds": 0.05, "flops": 5e10, "tokens": 800.0}
+FLOOR = {
+    "products_seconds": 0.1, "best_rate_seconds": 0.05, "flops": 5e10, "tokens": 800.0, "failure": None,
+    "ours_seconds": 0.16, "ratio": {"value": 1.6, "low": 1.25, "high": 2.0},
+}  # fmt: skip
 TRAINING = {**SETTINGS, "repetitions": 5, "workloads": {"sst": [ROW]}}
-FLOORS = {**SETTINGS, "threads": 2, "best_rate": 1e12, "workloads": {"sst": FLOOR}}
+FLOORS = {**SETTINGS, "threads": 2, "repetitions": 5, "best_rate": 1e12, "workloads": {"sst": FLOOR}}
 PREDICTION = {**SETTINGS, "repetitions": 5, "rows": 512, "workloads": {"sst": [ROW]}}
 POINT = {"value": 32, "seconds_per_step": 0.1, "other_seconds": 2.0, "peak_anonymous_mb": 100.0}
 GROWTH = {
@@ -89,7 +91,7 @@ def test_cuda_results_get_the_tables_of_the_others(results):
         growth_on_cuda=on_cuda(GROWTH),
     )  # fmt: skip
     shown = {part.partition("\n")[0]: part for part in page.page().split("\n## ")}
-    assert "| smoothtune | 200 ms |  | 2.00 |" in shown["Training on CUDA"]
+    assert "| smoothtune | 200 ms |  | 1.0 s |" in shown["Training on CUDA"]
     assert "a card; a processor" in shown["Training on CUDA"]
     assert "| 25.0 % |" in shown["The floor on CUDA"]
     assert "| smoothtune | 50 |" in shown["Prediction on CUDA"]
@@ -120,46 +122,25 @@ def test_sections_say_of_how_many_runs_a_time_is():
     assert "(median of 3 runs)" in sections.growth({**GROWTH, "repetitions": 3})
 
 
-def test_a_step_is_divided_by_a_floor_measured_alike(results):
-    results(training=TRAINING, floor=FLOORS)
-    assert "| 2.00 |" in sections.training(TRAINING)
-    assert "| 25.0 % |" in sections.floor(FLOORS)
-
-
-def test_a_step_is_told_against_the_floor_that_took_turns_with_it(results):
-    floor = {**ROW, "side": "matrix products alone", "ratio": {"value": 0.625, "low": 0.5, "high": 0.8}}
-    results(training={**TRAINING, "workloads": {"sst": [ROW, floor]}})
+def test_a_step_is_told_as_a_multiple_of_its_products(results):
+    results(floor=FLOORS)
+    shown = sections.floor(FLOORS)
+    assert "| 1.60 (1.25 to 2.00) | 50.0 ms | 31.2 % |" in shown
     found = [target for target in targets.all_targets() if "its matrix products" in target.aim]
     assert [(target.measured, target.reached) for target in found] == [("1.60 (1.25 to 2.00)", True)]
-    floor["ratio"] = {"value": 0.4, "low": 0.3, "high": 0.5}
-    results(training={**TRAINING, "workloads": {"sst": [ROW, floor]}})
+
+
+def test_a_step_above_twice_its_products_is_no_aim_reached(results):
+    slow = {**FLOOR, "ratio": {"value": 2.1, "low": 1.9, "high": 2.4}}
+    results(floor={**FLOORS, "workloads": {"sst": slow}})
     assert [target.reached for target in targets.all_targets() if "its matrix products" in target.aim] == [False]
 
 
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
-        ({"data": "demo"}, "not comparable: data SST and demo"),
-        ({"steps": 8}, "not comparable: steps 12 and 8"),
-        ({"threads": 1}, "not comparable: threads 2 and 1"),
-        ({"machine": {**MACHINE, "processor": "another"}}, "not comparable: processor a processor and another"),
-    ],
-)
-def test_a_step_is_not_divided_by_a_floor_measured_otherwise(results, change, told):
-    other = {**FLOORS, **change}
-    results(training=TRAINING, floor=other)
-    assert why_not(TRAINING, other) == told
-    shown = sections.training(TRAINING)
-    assert f"With the floor: {told}." in shown
-    assert "| 2.00 |" not in shown
-    assert f"With training: {told}." in sections.floor(other)
-    assert "%" not in sections.floor(other)
-
-
-def test_the_floor_takes_no_other_side_for_ours(results):
-    failed = {"side": "smoothtune", "note": "ours", "failure": "no memory"}
-    results(training={**TRAINING, "workloads": {"sst": [failed, {**ROW, "side": "Trainer as it comes"}]}})
-    assert "%" not in sections.floor(FLOORS)
+def test_the_floor_without_our_step_says_why(results):
+    failed = {name: value for name, value in FLOOR.items() if name not in ("ratio", "ours_seconds")}
+    shown = sections.floor({**FLOORS, "workloads": {"sst": {**failed, "failure": "no memory"}}})
+    assert "no memory" in shown
+    assert "31.2 %" not in shown
 
 
 def test_growth_keeps_results_by_device(results, monkeypatch):
