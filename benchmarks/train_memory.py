@@ -26,17 +26,22 @@ WORDS = (
 ).split()
 SENTENCES = 20_000
 DEV_ROWS = 500
+SPREAD = 7_368_787  # shares no factor with 10: numbers below 10^7 stay different
 
 
 def write_rows(path: Path, count: int, seed: int) -> None:
-    """`count` different texts of 4 to 30 words with labels 0 and 1; every hundredth is written twice."""
+    """`count` different texts of 4 to 30 words with labels 0 and 1; every hundredth is written twice.
+
+    The number in each text has seven digits whatever the count, so that more rows bring no other vocabulary: moments of
+    words are only paid for once they are read.
+    """
     draw = random.Random(seed)
     sentences = [" ".join(draw.choices(WORDS, k=draw.randint(4, 30))) for _ in range(SENTENCES)]
     with path.open("w", encoding="utf-8") as file:
         file.write("text\tlabel\n")
         for number in range(count):
             name = number - 1 if number % 100 == 1 else number
-            file.write(f"{sentences[name % SENTENCES]} {seed} {name}\t{number % 2}\n")
+            file.write(f"{sentences[name % SENTENCES]} {seed} {name * SPREAD % 10**7:07d}\t{number % 2}\n")
 
 
 def tiny_encoder(folder: Path) -> Path:
