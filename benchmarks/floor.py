@@ -29,7 +29,7 @@ from rows import what_data
 from sides import OURS
 from smoothtune.runtime.device import set_threads
 from training import BATCH, WORKLOADS, write_workload
-from workers.common import read_rows
+from workers.worker import read_rows
 
 RUNS = 20
 MAX_LENGTH = 128

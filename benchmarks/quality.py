@@ -23,7 +23,7 @@ from options import parser_of
 from rows import SOURCES, read_rows, what_data, write_rows
 from sides import BEST_ARGUMENTS, OURS, at_its_best
 from sources import package_code
-from workers.common import versions
+from workers.worker import versions
 
 BOUND = 0.015
 

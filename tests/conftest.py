@@ -11,7 +11,7 @@ import pytest
 from hypothesis import settings
 
 from smoothtune.files import cache_folder
-from smoothtune.runtime.kernels.library import PLACE
+from smoothtune.runtime.kernels.building import PLACE
 from tests.small_data import write_data
 from tests.tiny import write_bert
 

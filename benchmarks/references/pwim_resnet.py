@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, BertModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workers"))
-from common import PassClock, Report, Spec, read_rows, run_worker
+from worker import PassClock, Report, Spec, read_rows, run_worker
 
 Row = tuple[list[int], list[int], float]
 WINDOW = 64  # batches that are sorted by length together, where they are grouped

@@ -8,11 +8,11 @@ from __future__ import annotations
 import tempfile
 from typing import Any
 
-from common import PassClock, Report, Spec, read_rows, run_worker
 from datasets import Dataset
 from sentence_transformers.cross_encoder import CrossEncoder, CrossEncoderTrainer, CrossEncoderTrainingArguments
 from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
 from transformers import TrainerCallback
+from worker import PassClock, Report, Spec, read_rows, run_worker
 
 
 class Timing(TrainerCallback):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from common import Report, Spec, run_worker
 from predict_clock import Texts, timed
 from sentence_transformers import SentenceTransformer
+from worker import Report, Spec, run_worker
 
 
 def predict(spec: Spec) -> Report:

@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-from common import Report, Spec, run_worker
+from worker import Report, Spec, run_worker
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import numpy as np
 import onnxruntime
-from common import Report, Spec, run_worker
 from predict_clock import Texts, timed
 from transformers import AutoTokenizer
+from worker import Report, Spec, run_worker
 
 
 def predict(spec: Spec) -> Report:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # the command line does so too
 
-from common import Report, Spec, run_worker
+from worker import Report, Spec, run_worker
 
 
 def train(spec: Spec) -> Report:

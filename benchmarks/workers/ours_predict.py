@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # the command line does so too
 
-from common import Report, Spec, run_worker
 from predict_clock import Texts, timed
+from worker import Report, Spec, run_worker
 
 
 def predict(spec: Spec) -> Report:

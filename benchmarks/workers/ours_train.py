@@ -12,7 +12,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # the command line does so too
 
-from common import PassClock, Report, Spec, run_worker
+from worker import PassClock, Report, Spec, run_worker
 
 TRUNKS = {"single": "mean", "separate": "siamese", "joint": "joint"}
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from common import Report, Spec, run_worker
 from predict_clock import Texts, timed
 from transformers import pipeline
+from worker import Report, Spec, run_worker
 
 
 def predict(spec: Spec) -> Report:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from common import Report, Spec
+from worker import Report, Spec
 
 Texts = list[Any]
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import tempfile
 import time
 
-from common import Report, Spec, read_rows, run_worker
 from datasets import Dataset
 from setfit import SetFitModel, Trainer, TrainingArguments
+from worker import Report, Spec, read_rows, run_worker
 
 
 def train(spec: Spec) -> Report:

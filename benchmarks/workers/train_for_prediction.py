@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from common import Report, Spec, run_worker
+from worker import Report, Spec, run_worker
 
 SCALE = 1e-3
 

@@ -12,11 +12,11 @@ import tempfile
 from typing import Any
 
 import torch
-from common import PassClock, Report, Spec, read_rows, run_worker
 from torch import Tensor
 from trainer_modules import build
 from transformers import AutoTokenizer, DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import set_seed
+from worker import PassClock, Report, Spec, read_rows, run_worker
 
 Row = dict[str, Any]
 

@@ -24,7 +24,7 @@ def one_ahead(work: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[M
         while True:
             try:
                 following = [thread.submit(work, item) for item in islice(drawn, 1)]
-            except Exception:
+            except Exception:  # whatever it is, it goes on, but after the result before it
                 yield from (made.result() for made in before)
                 raise
             yield from (made.result() for made in before)

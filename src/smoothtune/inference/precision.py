@@ -24,7 +24,7 @@ from smoothtune.files import WriteError, cache_folder, write_text
 from smoothtune.inference.answering import answer_tasks, probabilities
 from smoothtune.nn.model import MultiTaskModel
 from smoothtune.runtime.device import has_bfloat16
-from smoothtune.runtime.kernels.library import told
+from smoothtune.runtime.kernels.building import told
 
 PrecisionName = Literal["float32", "bfloat16"]
 PRECISIONS = ("auto", *get_args(PrecisionName))

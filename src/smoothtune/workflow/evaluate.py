@@ -19,7 +19,7 @@ from smoothtune.files import cache_folder
 from smoothtune.inference.model import Model, model_folder
 from smoothtune.nn.folder import read_json
 from smoothtune.runtime.device import keep_memory_mapped, set_threads
-from smoothtune.runtime.kernels.library import notes as kernel_notes
+from smoothtune.runtime.kernels.building import notes as kernel_notes
 from smoothtune.workflow.run import read_experiment
 from smoothtune.workflow.scoring import answers_of, undefined
 

@@ -25,7 +25,7 @@ from smoothtune.nn.at_rest import at_rest
 from smoothtune.nn.encoder import Encoder
 from smoothtune.nn.masked_pool import pool_tokens
 from smoothtune.runtime.device import computing_in
-from smoothtune.runtime.kernels.library import told
+from smoothtune.runtime.kernels.building import told
 from smoothtune.types import Needs
 
 WINDOW_ROWS = 1 << 15  # sorted by length together, so that what is written lies close together

@@ -16,7 +16,7 @@ from smoothtune.files import write_text
 from smoothtune.inference.model import Model, Predictions
 from smoothtune.inference.precision import Precision
 from smoothtune.runtime.device import keep_memory_mapped, set_threads
-from smoothtune.runtime.kernels.library import notes
+from smoothtune.runtime.kernels.building import notes
 from smoothtune.workflow.answer_file import FORMATS, AnswerWriter, opened
 
 STDIN_FORMATS: dict[str, SourceKind] = {"tsv": "tsv", "csv": "csv", "jsonl": "jsonl"}

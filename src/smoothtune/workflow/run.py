@@ -102,7 +102,7 @@ def read_experiment(folder: Path) -> Experiment:
 
 def machine(device: str) -> dict[str, Any]:
     """Where and with what a run was made on a kind of `device`, cpu or cuda."""
-    from smoothtune.runtime.kernels.library import told
+    from smoothtune.runtime.kernels.building import told
 
     packages = ("smoothtune", "torch", "transformers", "tokenizers", "datasets", "accelerate", "numpy")
     return {

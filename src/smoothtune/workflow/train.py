@@ -26,7 +26,7 @@ from smoothtune.nn.model import MultiTaskModel, build_model
 from smoothtune.nn.pretrained import find_checkpoint, load_encoder, read_architecture
 from smoothtune.objective.weighting import TaskFacts
 from smoothtune.runtime.device import keep_memory_mapped, pick_device, pick_dtype, set_threads
-from smoothtune.runtime.kernels.library import notes
+from smoothtune.runtime.kernels.building import notes
 from smoothtune.runtime.signals import Interrupts
 from smoothtune.training.stage import StageEpoch, StageEvent, StageRun, begins_trained, chosen_parameters
 from smoothtune.workflow.check import CheckReport, check_encoder, report_on

@@ -14,7 +14,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from smoothtune.runtime.kernels.library import kernels
+from smoothtune.runtime.kernels.building import kernels
 
 _PROBLEM = [*[ctypes.c_int64] * 4, ctypes.c_float, ctypes.c_uint64]
 _TYPES = {torch.float32: "float", torch.bfloat16: "bf16"}

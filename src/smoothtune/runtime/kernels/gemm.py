@@ -13,7 +13,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from smoothtune.runtime.kernels.library import kernels
+from smoothtune.runtime.kernels.building import kernels
 
 _BLOCK = 32
 

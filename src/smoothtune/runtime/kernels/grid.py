@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from smoothtune.runtime.kernels.library import kernels
+from smoothtune.runtime.kernels.building import kernels
 
 COLUMNS = 32  # width of the columns of a cube: nine neighbours times three channels, and zeros
 _SIGNATURES = {

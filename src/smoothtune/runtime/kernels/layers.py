@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from smoothtune.runtime.kernels.library import kernels
+from smoothtune.runtime.kernels.building import kernels
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu")
 _SIGNATURES = {

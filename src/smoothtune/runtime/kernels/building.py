@@ -45,7 +45,7 @@ _log = logging.getLogger(__name__)
 class Kernels:
     """The loaded library, or None and why."""
 
-    library: ctypes.CDLL | None
+    loaded: ctypes.CDLL | None
     reason: str = ""
 
 
@@ -63,7 +63,7 @@ def build(name: str) -> Kernels:
 
 def kernels(name: str) -> ctypes.CDLL | None:
     """The library of `NAME.cpp`, or None where torch alone must do."""
-    return build(name).library
+    return build(name).loaded
 
 
 def told(device: str = "cpu") -> str:
@@ -92,7 +92,7 @@ def _lacking() -> dict[str, list[str]]:
     """The names of the libraries that are not there, by reason."""
     found: dict[str, list[str]] = {}
     for name in NAMES:
-        if build(name).library is None:
+        if build(name).loaded is None:
             found.setdefault(build(name).reason, []).append(name)
     return found
 

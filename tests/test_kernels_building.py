@@ -20,11 +20,11 @@ import torch
 from smoothtune.cli.main import main
 from smoothtune.errors import UsageError
 from smoothtune.nn import fused
-from smoothtune.runtime.kernels import adamw, gemm, grid, library
+from smoothtune.runtime.kernels import adamw, building, gemm, grid
 from smoothtune.workflow.run import machine
 from tests.small_data import table
 
-LOG = "smoothtune.runtime.kernels.library"
+LOG = "smoothtune.runtime.kernels.building"
 BUILDING = "building kernels for this processor (once)"
 SOURCE = '#include "seven.h"\nextern "C" __attribute__((visibility("default"))) int number() { return SEVEN; }\n'
 NO_COMPILER = "no C++ compiler (c++, g++ or $CXX) was found; install one"
@@ -39,13 +39,13 @@ def anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[
     """An empty cache of kernels. A call forgets what is known, as a new process would; so does the end."""
 
     def forget() -> None:
-        library.build.cache_clear()
-        library._files.cache_clear()
+        building.build.cache_clear()
+        building._files.cache_clear()
 
     # What other tests compute with is decided before the surroundings change.
     _ = (fused.available(), adamw.available(), gemm.available(), grid.available())
-    monkeypatch.setenv(library.PLACE, str(tmp_path / "kernels"))
-    monkeypatch.delenv(library.SWITCH, raising=False)
+    monkeypatch.setenv(building.PLACE, str(tmp_path / "kernels"))
+    monkeypatch.delenv(building.SWITCH, raising=False)
     monkeypatch.delenv("CXX", raising=False)
     forget()
     yield forget
@@ -60,8 +60,8 @@ def sources(anew: Callable[[], None], monkeypatch: pytest.MonkeyPatch, tmp_path:
     (folder / "seven.h").write_text("#define SEVEN 7\n")
     for name in ("one", "two"):
         (folder / f"{name}.cpp").write_text(SOURCE)
-    monkeypatch.setattr(library, "SOURCES", folder)
-    monkeypatch.setattr(library, "NAMES", ("one", "two"))
+    monkeypatch.setattr(building, "SOURCES", folder)
+    monkeypatch.setattr(building, "NAMES", ("one", "two"))
     return folder
 
 
@@ -88,7 +88,7 @@ def built(folder: Path) -> dict[str, int]:
 def test_the_names_are_those_of_the_sources_and_the_package_has_every_file_they_need() -> None:
     packaged = {item.name: item.read_text() for item in files("smoothtune.runtime.kernels").iterdir() if item.is_file()}
     sources = {name for name in packaged if name.endswith((".cpp", ".h"))}
-    assert tuple(sorted(name.removesuffix(".cpp") for name in sources if name.endswith(".cpp"))) == library.NAMES
+    assert tuple(sorted(name.removesuffix(".cpp") for name in sources if name.endswith(".cpp"))) == building.NAMES
     included = {header for name in sources for header in re.findall(r'^#include "(.+)"', packaged[name], re.MULTILINE)}
     assert len(included) >= 8
     assert included <= sources
@@ -99,15 +99,15 @@ def test_kernels_are_built_at_their_first_use_and_found_by_the_next_process(
     sources: Path, anew: Callable[[], None], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, LOG)
-    found = library.kernels("one")
+    found = building.kernels("one")
     assert found is not None
     assert found.number() == 7
     assert [record.message for record in caplog.records] == [BUILDING]
     kept = built(tmp_path / "kernels")
     assert sorted(name.split("-")[1] for name in kept) == ["one", "two"]
     anew()
-    assert library.told() == "on"
-    assert library.notes("cpu") == ()
+    assert building.told() == "on"
+    assert building.notes("cpu") == ()
     assert built(tmp_path / "kernels") == kept
     assert len(caplog.records) == 1
 
@@ -116,13 +116,13 @@ def test_kernels_are_built_at_their_first_use_and_found_by_the_next_process(
 def test_a_library_that_is_there_needs_no_compiler_and_a_changed_header_does(
     sources: Path, anew: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert library.told() == "on"
+    assert building.told() == "on"
     without_compiler(monkeypatch)
     anew()
-    assert library.told() == "on"
+    assert building.told() == "on"
     (sources / "seven.h").write_text("#define SEVEN 8\n")
     anew()
-    assert library.told() == f"off: {NO_COMPILER}"
+    assert building.told() == f"off: {NO_COMPILER}"
 
 
 @needs_compiler
@@ -130,7 +130,7 @@ def test_several_may_build_the_same_library_at_once(sources: Path, tmp_path: Pat
     threads = Path(torch.__file__).parent / "lib" / "libgomp.so.1"
     target, compiler = tmp_path / "kernels" / "one.so", shutil.which("c++") or "g++"
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda _: library._compile("one", target, compiler, threads), range(4)))
+        found = list(pool.map(lambda _: building._compile("one", target, compiler, threads), range(4)))
     assert found == [target] * 4
     assert [path.name for path in target.parent.iterdir()] == ["one.so"]
     assert ctypes.CDLL(str(target)).number() == 7
@@ -139,15 +139,15 @@ def test_several_may_build_the_same_library_at_once(sources: Path, tmp_path: Pat
 @needs_compiler
 def test_one_that_cannot_be_built_is_named_with_the_compilers_first_error(sources: Path, tmp_path: Path) -> None:
     (sources / "two.cpp").write_text('#warning "nothing to worry about"\nint number() { return eight; }\n')
-    assert library.kernels("one") is not None
-    assert library.kernels("two") is None
-    told = library.told()
+    assert building.kernels("one") is not None
+    assert building.kernels("two") is None
+    told = building.told()
     assert told.startswith(
         f"on, but not two: {shutil.which('c++') or shutil.which('g++')} could not build into {tmp_path}"
     )
     assert "two.cpp:2:" in told
     assert told.endswith("; mend that or set CXX to another compiler")
-    assert library.notes("cpu") == (
+    assert building.notes("cpu") == (
         f"note: kernels are {told}; torch computes in their stead, more slowly (SMOOTHTUNE_KERNELS=plain asks for torch "
         "alone, without this line)",
     )
@@ -155,11 +155,11 @@ def test_one_that_cannot_be_built_is_named_with_the_compilers_first_error(source
 
 @needs_compiler
 def test_a_damaged_library_is_named(sources: Path, anew: Callable[[], None], tmp_path: Path) -> None:
-    assert len(library._files()) == 2  # built, not loaded
+    assert len(building._files()) == 2  # built, not loaded
     (path,) = (tmp_path / "kernels").glob("kernels-one-*.so")
     path.write_bytes(b"not a library")
     anew()
-    told = library.told()
+    told = building.told()
     assert told.startswith(f"on, but not one: {path} cannot be loaded (")
     assert told.endswith("; remove it, and it will be built anew")
 
@@ -168,10 +168,10 @@ def test_plain_leaves_all_out_without_a_word(
     sources: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, LOG)
-    monkeypatch.setenv(library.SWITCH, "plain")
-    assert library.kernels("one") is None
-    assert library.told() == "off: SMOOTHTUNE_KERNELS=plain"
-    assert library.notes("cpu") == ()
+    monkeypatch.setenv(building.SWITCH, "plain")
+    assert building.kernels("one") is None
+    assert building.told() == "off: SMOOTHTUNE_KERNELS=plain"
+    assert building.notes("cpu") == ()
     assert not (tmp_path / "kernels").exists()
     assert caplog.records == []
 
@@ -180,16 +180,16 @@ def test_plain_leaves_all_out_without_a_word(
 def test_another_value_of_the_switch_is_refused(
     device: str, anew: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(library.SWITCH, "palin")
+    monkeypatch.setenv(building.SWITCH, "palin")
     text = (
         "^the environment's SMOOTHTUNE_KERNELS: got 'palin', expected auto \\(kernels where they can be built\\) "
         "or plain \\(torch alone\\)$"
     )
-    for ask in (library.told, library.notes):
+    for ask in (building.told, building.notes):
         with pytest.raises(UsageError, match=text):
             ask(device)
     with pytest.raises(UsageError, match=text):
-        library.build("layers")
+        building.build("layers")
 
 
 def test_without_a_compiler_torch_alone_computes_and_it_is_said_why(
@@ -197,9 +197,9 @@ def test_without_a_compiler_torch_alone_computes_and_it_is_said_why(
 ) -> None:
     caplog.set_level(logging.INFO, LOG)
     without_compiler(monkeypatch)
-    assert library.kernels("one") is None
-    assert library.told() == f"off: {NO_COMPILER}"
-    (note,) = library.notes("cpu")
+    assert building.kernels("one") is None
+    assert building.told() == f"off: {NO_COMPILER}"
+    (note,) = building.notes("cpu")
     assert note.startswith(f"note: kernels are off: {NO_COMPILER}; ")
     assert caplog.records == []
     assert not (tmp_path / "kernels").exists()
@@ -218,7 +218,7 @@ def test_a_compiler_that_fails_is_quoted(
     stderr: str, why: str, sources: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("CXX", compiler := failing(tmp_path / "bin", stderr))
-    assert library.told() == (
+    assert building.told() == (
         f"off: {compiler} could not build into {tmp_path / 'kernels'} ({why}); mend that or set CXX to another compiler"
     )
     assert list((tmp_path / "kernels").iterdir()) == []
@@ -228,32 +228,32 @@ def test_a_compiler_that_is_not_there_or_does_not_end(
     sources: Path, anew: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CXX", "/no/compiler")
-    assert "([Errno 2] No such file or directory: '/no/compiler')" in library.told()
+    assert "([Errno 2] No such file or directory: '/no/compiler')" in building.told()
 
     def endless(*_: object, **__: object) -> None:
         raise subprocess.TimeoutExpired(["c++"], 300, stderr=b"working")
 
     monkeypatch.setattr(subprocess, "run", endless)
     anew()
-    assert "/no/compiler could not build into" in library.told()
-    assert "(no end after 300 s)" in library.told()
+    assert "/no/compiler could not build into" in building.told()
+    assert "(no end after 300 s)" in building.told()
 
 
 def test_a_cache_that_cannot_be_written_is_named(
     sources: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()
-    monkeypatch.setenv(library.PLACE, str(tmp_path / "file"))
+    monkeypatch.setenv(building.PLACE, str(tmp_path / "file"))
     monkeypatch.setenv("CXX", "/bin/false")
-    assert f"could not build into {tmp_path / 'file'} ([Errno 17] File exists: " in library.told()
+    assert f"could not build into {tmp_path / 'file'} ([Errno 17] File exists: " in building.told()
 
 
 def test_on_a_gpu_nothing_is_built_to_say_so(
     sources: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, LOG)
-    assert library.told("cuda") == "not used: cuda"
-    assert library.notes("cuda") == ()
+    assert building.told("cuda") == "not used: cuda"
+    assert building.notes("cuda") == ()
     assert machine("cuda")["kernels"] == "not used: cuda"
     assert caplog.records == []
     monkeypatch.setenv("CXX", "/bin/false")
@@ -297,7 +297,7 @@ def test_the_program_says_that_kernels_are_built_or_why_they_are_not_there(
         assert BUILDING in lines
         assert [line.startswith(note) for line in lines].count(True) == 1
     anew()
-    monkeypatch.setenv(library.SWITCH, "plain")
+    monkeypatch.setenv(building.SWITCH, "plain")
     assert not [
         line for line in said(monkeypatch, capsys, "predict", run, "--task", "mood", texts) if "kernels" in line
     ]
