@@ -79,6 +79,7 @@ def _has_cuda() -> bool:
 SECTIONS = (
     Section("Training", "training", "make bench-training", sections.training),
     Section("The floor", "floor", "make bench-floor", sections.floor),
+    Section("Where the time of a step goes", "step_profile", "make bench-step", sections.step_profile),
     Section("How Trainer was tuned", "trainer_best", "make bench-tune", sections.tuning),
     Section("Training by another method: setfit", "setfit", "make bench-setfit", sections.setfit),
     Section("Same quality", "quality", "make bench-quality", sections.quality),

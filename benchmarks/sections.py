@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from typing import Any
 
@@ -73,6 +74,21 @@ def floor(result: dict[str, Any]) -> str:
         f"square bf16 product reached here, {result['best_rate'] / 1e12:.2f} TFLOP/s. "
         f"Ours and the products take turns, {result['repetitions']} times."
     )
+    return f"{text}\n\n{table(head, lines)}"
+
+
+def step_profile(result: dict[str, Any]) -> str:
+    """Milliseconds of a step by kind of work, a column per workload."""
+    found = [json.loads(line) for line in result["lines"]]
+    kinds = list(dict.fromkeys(kind for row in found for kind in row if kind not in ("workload", "step")))
+    kinds.append(kinds.pop(kinds.index("the rest")))
+    lines = [[kind, *(f"{row[kind]:.1f} ms" if kind in row else "" for row in found)] for kind in kinds]
+    lines.append(["the whole step", *(f"{row['step']:.0f} ms" for row in found)])
+    text = (
+        "A clock around every call of a kernel of ours; the rest is making batches, Python, and what torch computes itself "
+        "(pooling, head, loss)."
+    )
+    head = ("work", *(WORKLOADS.get(row["workload"], row["workload"]) for row in found))
     return f"{text}\n\n{table(head, lines)}"
 
 
