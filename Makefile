@@ -7,7 +7,7 @@ DEMO_RUN := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
 BENCH := $(BIN)/python benchmarks
 # Parts that make bench measures, in this order; quality, train-memory and cuda take long or need a GPU and are run by name.
-PARTS := tune training floor setfit prediction three-tasks growth pwim frozen start
+PARTS := tune training floor step setfit prediction three-tasks growth pwim frozen start
 
 .PHONY: setup demo test check bench-memory bench bench-envs bench-page bench-quality bench-train-memory bench-cuda \
 	$(addprefix bench-,$(PARTS))
@@ -60,6 +60,9 @@ bench-training: setup
 bench-floor: setup
 	$(BENCH)/floor.py
 
+bench-step: setup
+	$(BENCH)/captured.py step_profile
+
 bench-setfit: setup
 	$(BENCH)/setfit_task.py
 
@@ -91,3 +94,27 @@ bench-cuda: setup
 	$(BENCH)/training.py --device cuda
 	$(BENCH)/floor.py --device cuda
 	$(BENCH)/prediction.py --device cuda
+
+# Smoothness, for docs/smoothness.md. Tuning and little data take hours: stopped, they go on where they were.
+.PHONY: bench-smoothness-tables bench-smoothness-cost bench-smoothness-tuning bench-smoothness-little bench-smoothness-page
+JOBS ?= $(shell nproc)
+
+bench-smoothness-tables: setup
+	$(BENCH)/smoothness_tables.py
+
+bench-smoothness-cost: setup
+	$(BENCH)/smoothness_cost.py
+
+bench-smoothness-tuning: setup
+	$(BENCH)/little_data_tuning.py --jobs $(JOBS) --threads 1
+
+bench-smoothness-little: setup
+	$(BENCH)/little_data.py --jobs $(JOBS) --threads 1
+
+bench-smoothness-page: setup
+	$(BENCH)/smoothness_page.py
+
+# Two moons with and without smoothness: accuracies, and docs/images/boundary.svg.
+.PHONY: bench-boundary
+bench-boundary: setup
+	$(BENCH)/boundary.py

@@ -1,4 +1,4 @@
-"""Medians, their ratio with a 95 % interval, and the interval of a difference of means. Knows nothing of what is measured."""
+"""Medians, their ratio and differences of means, paired or not, with 95 % intervals. Knows nothing of what is measured."""
 
 from __future__ import annotations
 
@@ -44,3 +44,11 @@ def difference_of_means(a: Sequence[float], b: Sequence[float]) -> Interval:
     """mean(a) - mean(b) with Welch's 95 % interval (Welch, 1947)."""
     found = stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
     return Interval(float(np.mean(a) - np.mean(b)), float(found.low), float(found.high))
+
+
+def paired_difference(a: Sequence[float], b: Sequence[float]) -> Interval:
+    """mean(a - b) with Student's 95 % interval over the pairs, of which there are at least two."""
+    differences = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
+    middle = float(differences.mean())
+    half = float(stats.t.ppf(0.975, len(differences) - 1) * stats.sem(differences))
+    return Interval(middle, middle - half, middle + half)

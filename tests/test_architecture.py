@@ -16,6 +16,7 @@ import pytest
 import smoothtune
 from smoothtune.config.catalogue import catalogue
 from smoothtune.config.encoder import EncoderOptions
+from smoothtune.config.regularisers import RegulariserOptions
 from smoothtune.config.schedules import ScheduleName, ScheduleOptions
 from smoothtune.config.stage import WeightingName
 from smoothtune.config.trunks import TrunkOptions
@@ -25,7 +26,7 @@ from tests.golden import check_golden
 SOURCE = Path(smoothtune.__file__).parent
 GROUND = ("errors", "types", "registry", "files")
 ORDER = (*GROUND, "config", "runtime", "data", "nn", "objective", "training", "evaluation", "robustness", "inference")
-ORDER += ("workflow", "studies", "integrations", "cli")
+ORDER += ("workflow", "studies", "smoothness", "integrations", "cli")
 STRANGERS = (("data", "nn"), ("nn", "data"), ("training", "evaluation"), ("evaluation", "training"))
 STRANGERS += (("objective", "nn"), ("objective", "data"))
 WIRING = {"workflow", "studies", "integrations"}
@@ -179,6 +180,7 @@ def test_the_registry_the_option_classes_and_the_catalogue_name_the_same() -> No
     assert list(TABLE["trunks"]) == _kinds(TrunkOptions) == list(found["trunks"])
     assert list(TABLE["schedules"]) == _kinds(ScheduleOptions) == list(found["schedules"])
     assert list(typing.get_args(ScheduleName)) == _kinds(ScheduleOptions)
+    assert list(TABLE["regularisers"]) == _kinds(RegulariserOptions) == list(found["regularisers"])
     assert list(TABLE["weightings"]) == list(typing.get_args(WeightingName)) == list(found["weightings"])
     assert set(TABLE["outputs"]) == outputs == set(found["outputs"])
     assert set(TABLE["encoders"]) == implementations - {"auto"}

@@ -93,7 +93,7 @@ def test_the_help_pages_are_those_of_the_golden_files(command: str) -> None:
 
 
 def test_every_command_shows_examples_that_begin_with_itself() -> None:
-    assert COMMANDS == ["train", "evaluate", "predict", "check", "list", "show", "schema"]
+    assert COMMANDS == ["train", "evaluate", "predict", "export", "check", "list", "show", "schema"]
     for command in COMMANDS:
         page = CliRunner().invoke(app, [command, "--help"], env=PLAIN).stdout
         lines = page.partition("\n  Example")[2].partition("\n\n")[0].splitlines()[1:]
@@ -177,8 +177,8 @@ WRONG = {
     ),
     "an unknown list": (
         ("list", "trunk"),
-        "list: got 'trunk', expected one of experiments, encoders, tasks, trunks, outputs, schedules, weightings. "
-        "Did you mean 'trunks'?",
+        "list: got 'trunk', expected one of experiments, encoders, tasks, trunks, outputs, schedules, weightings, "
+        "adaptations, regularisers, presets. Did you mean 'trunks'?",
     ),
     "a data folder that is not there": (
         ("check", "quick", "--data-dir", "nowhere"),
@@ -461,14 +461,28 @@ def test_a_label_without_training_rows_is_noted(sst: Path, program: Program) -> 
 
 
 def test_check_refuses_what_the_encoder_cannot_do(sst: Path, program: Program, encoder: Path) -> None:
-    layers = ("--set", 'stages=[{train=["outputs", "encoder.layers.1-2"]}]')
+    looking = 'regularisers=[{kind="smoothness", layer=1}, {kind="r3f", layer=2}, {kind="vat", layer="middle"}]'
+    layers = ("--set", f'stages=[{{train=["outputs", "encoder.layers.1-2"], {looking}}}]')
     code, out, err = program("check", "sst.toml", "--set", "encoder.max_length=65", *layers)
     assert (code, out) == (2, "")
     assert err == (
         "smoothtune: the experiment cannot be run:\n"
         f"  encoder.max_length: got 65, but '{encoder}' reads at most 64 tokens; set 64 or less\n"
         f"  stages.0.train: 'encoder.layers.1-2' names layers that '{encoder}' does not have; it has encoder.layers.0-1\n"
+        f"  stages.0.regularisers.1.layer: got 2, but '{encoder}' has the layers 0 to 1; layer k is perturbed at its input\n"
     )
+
+
+def test_check_says_which_stages_of_a_frozen_encoder_keep_its_states(sst: Path, program: Program) -> None:
+    smooth = 'regularisers=[{kind="smoothness"}]'
+    stages = f'stages=[{{name="a", {smooth}}}, {{name="b", train="outputs"}}, {{name="c", train="outputs", {smooth}}}]'
+    silent = "nothing in the encoder trains, so there is no dropout in it"
+    assert program("check", "sst.toml", "--set", stages)[2].splitlines() == [
+        f"note: stage b: {silent} and its states can be kept",
+        f"note: stage c: {silent}; regularisers look into it, so its states are not kept and every step encodes",
+    ]
+    found = json.loads(program("check", "sst.toml", "--set", stages, "--json")[1])
+    assert (found["frozen"], found["looked_into"]) == (["b", "c"], ["c"])
 
 
 def test_the_table_of_check_moves_the_labels_below_it_where_it_is_narrow(sst: Path, encoder: Path) -> None:

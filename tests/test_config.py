@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 import types
 import typing
@@ -15,9 +16,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
+from smoothtune.config.adaptations import AdapterOptions, LoraOptions
+from smoothtune.config.catalogue import catalogue
 from smoothtune.config.encoder import EncoderOptions
 from smoothtune.config.experiment import Experiment, RuntimeOptions, trunk_name, trunk_options
 from smoothtune.config.loading import PACKAGED, find, load, packaged_names, to_toml
+from smoothtune.config.regularisers import (
+    PRESETS,
+    RADIUS,
+    RDropOptions,
+    RegulariserBase,
+    RegulariserOptions,
+    SmoothnessOptions,
+    VatOptions,
+)
 from smoothtune.config.schedules import ScheduleOptions, TemperatureOptions
 from smoothtune.config.stage import Rates, Stage, Stop
 from smoothtune.config.tasks import Task, shape_of
@@ -66,6 +78,14 @@ kind = "conv_bilstm"
 [trunks.pairs]
 kind = "pwim_resnet"
 
+[lora]
+rank = 8
+alpha = 16
+targets = ["query", "down"]
+dropout = 0.1
+[adapters]
+size = 32
+
 [[stages]]
 name = "together"
 kind = "tasks"
@@ -85,9 +105,30 @@ on_nan = "skip"
 precision = "bfloat16"
 stop = { metric = "score", patience = 1, threshold = 1e-2, max_epochs = 10, max_steps = 500, per_task = true }
 
+[[stages.regularisers]]
+kind = "smoothness"
+name = "smart"
+preset = "paper"
+weight = 5.0
+tasks = ["sst", "sts"]
+precision = "float32"
+every = 2
+fraction = 0.5
+warmup = 0.2
+radius = 1e-3
+norm = 2
+per = "text"
+layer = "middle"
+
+[[stages.regularisers]]
+kind = "r_drop"
+tasks = "quora"
+
 [[stages]]
-train = ["outputs.sts", "trunks.pairs", "encoder.embeddings", "encoder.layers.1-2"]
+train = ["outputs.sts", "trunks.pairs", "encoder.embeddings", "encoder.layers.1-2", "lora", "adapters.sts"]
 tasks = "sts"
+from = "start"
+frozen_dropout = true
 stop = { metric = "sts" }
 """
 SST = {"kind": "classification", "text": "s", "label": "l", "train": "sst.tsv"}
@@ -128,11 +169,21 @@ def test_every_key_of_a_full_file_is_read(tmp_path: Path) -> None:
     assert (first.name, first.tasks, first.train) == ("together", ("sst", "quora", "sts"), Stage().train)
     assert (first.schedule, first.schedule_options.until, first.every_task) == ("round_robin", "first_exhausted", True)
     assert (first.weighting, first.batch_size, first.warmup) == (("fixed", "learned"), 32, 0.2)
-    assert first.learning_rate == Rates(encoder=3e-5, trunks=3e-5, outputs=3e-5)
+    assert first.learning_rate == Rates(encoder=3e-5, trunks=3e-5, outputs=3e-5, adaptations=3e-5)
     assert (first.weight_decay, first.layer_decay, first.gradient_clip, first.accumulate) == (0.1, 0.9, 2.0, 2)
     assert (first.on_nan, first.precision) == ("skip", "bfloat16")
     assert first.stop == Stop(patience=1, threshold=1e-2, max_epochs=10, max_steps=500, per_task=True)
+    smart, r_drop = first.regularisers
+    assert (smart.label, smart.weight, smart.tasks, smart.precision) == ("smart", 5.0, ("sst", "sts"), "float32")
+    assert (smart.every, smart.fraction, smart.warmup, smart.layer) == (2, 0.5, 0.2, "middle")
+    assert (smart.radius, smart.norm, smart.per) == (1e-3, "2", "text")
+    assert (smart.noise, smart.direction, smart.dropout) == (1e-5, "normalised", "independent")  # of the preset
+    assert r_drop == RDropOptions(tasks=("quora",))
     assert (second.name, second.tasks, second.stop.metric) == ("stage-2", ("sts",), "sts")
+    assert (first.begins_from, second.begins_from) == (None, "start")
+    assert (first.frozen_dropout, second.frozen_dropout) == (False, True)
+    assert found.lora == LoraOptions(rank=8, alpha=16, targets=("query", "down"), dropout=0.1)
+    assert found.adapters == AdapterOptions(size=32)
     assert found.stage_tasks(second) == ("sts",)
     assert load(tmp_path / "full.toml", data_dir=tmp_path, seed=0).experiment.seed == 0
 
@@ -142,7 +193,10 @@ def test_what_is_not_said_has_a_default() -> None:
     assert (found.name, found.seed, found.encoder.name, found.encoder.max_length) == ("experiment", 1, "minilm", 128)
     assert (found.tasks["sst"].dev, found.tasks["sst"].on_bad_row) == (0.1, "error")
     assert (found.runtime.device, found.runtime.threads, found.stages) == ("auto", None, (Stage(),))
-    assert found.stages[0].learning_rate == Rates(encoder=5e-5, trunks=1e-3, outputs=1e-3)
+    assert found.stages[0].learning_rate == Rates(encoder=5e-5, trunks=1e-3, outputs=1e-3, adaptations=5e-4)
+    assert found.lora == LoraOptions(rank=4, alpha=4, targets=("query", "value"), dropout=0)
+    assert found.adapters == AdapterOptions(size=64)
+    assert found.stages[0].regularisers == ()
     assert (found.stages[0].stop.max_epochs, found.stages[0].stop.patience) == (3, None)
     assert found.stage_tasks(found.stages[0]) == ("sst", "sts")
     own = {name: trunk_options(name, task, found.trunks) for name, task in found.tasks.items()}
@@ -196,6 +250,18 @@ schedule = "temperature"
 schedule_options = { alpha = 2.0, every_task = true }
 learning_rate = { encoder = 0, trunk = 1e-3 }
 gradient_clip = true
+[[stages.regularisers]]
+kind = "smothness"
+[[stages.regularisers]]
+kind = "smoothness"
+preset = "papr"
+weight = -1
+radius = 0
+norm = 3
+layer = "midle"
+stepsize = 0.1
+[[stages.regularisers]]
+weight = 1
 [runtime]
 device = "gpu"
 """
@@ -220,6 +286,14 @@ SAID = """\
   stages.0.stop.max_epoch: unknown key. Did you mean 'max_epochs'?
   stages.1.schedule_options.alpha: input should be less than or equal to 1, got 2.0
   stages.1.schedule_options.every_task: unknown key. Known keys: alpha, steps_per_epoch.
+  stages.1.regularisers.0.kind: got 'smothness', expected one of REGULARISERS. Did you mean 'smoothness'?
+  stages.1.regularisers.1.weight: input should be greater than or equal to 0, got -1
+  stages.1.regularisers.1.preset: got 'papr', expected one of wang, paper, mtdnn, exact, cheap. Did you mean 'paper'?
+  stages.1.regularisers.1.radius: input should be greater than 0, got 0
+  stages.1.regularisers.1.norm: got 3, expected one of inf, 2.
+  stages.1.regularisers.1.layer: got 'midle', expected the number of a layer from 0 on, or 'middle'
+  stages.1.regularisers.1.stepsize: unknown key. Did you mean 'step_size'?
+  stages.1.regularisers.2.kind: is required but missing; one of REGULARISERS
   stages.1.learning_rate.encoder: input should be greater than 0, got 0
   stages.1.learning_rate.trunk: unknown key. Did you mean 'trunks'?
   stages.1.gradient_clip: got true, expected a number, or false for none
@@ -232,11 +306,12 @@ def test_all_mistakes_of_a_file_are_told_at_once(tmp_path: Path) -> None:
     path.write_text(MISTAKES)
     with pytest.raises(ConfigurationError) as caught:
         load(path)
-    said = SAID.replace("KINDS", ", ".join(_kinds(TrunkOptions))).replace(
-        "SCHEDULES", ", ".join(_kinds(ScheduleOptions))
-    )
+    unions = {"KINDS": TrunkOptions, "SCHEDULES": ScheduleOptions, "REGULARISERS": RegulariserOptions}
+    said = SAID
+    for word, union in unions.items():
+        said = said.replace(word, ", ".join(_kinds(union)))
     assert str(caught.value) == f"{path}: the experiment cannot be run:\n{said}"
-    assert len(caught.value.problems) == 25
+    assert len(caught.value.problems) == 33
 
 
 @pytest.mark.parametrize(
@@ -334,11 +409,74 @@ CROSSED = [
     (
         {"stages": [{"train": ["output"]}]},
         "stages.0.train: nothing is called 'output' here; known: encoder, encoder.embeddings, encoder.layers.A-B, "
-        "trunks, outputs, trunks.sst, outputs.sst. Did you mean 'outputs'?",
+        "trunks, outputs, lora, adapters, trunks.sst, outputs.sst, lora.sst, adapters.sst. Did you mean 'outputs'?",
     ),
     (
         {"stages": [{"train": ["encoder.layers.5-2"]}]},
         "stages.0.train: 'encoder.layers.5-2' names no layers; write encoder.layers.2-5",
+    ),
+    *(
+        (
+            {"stages": [{"regularisers": [{"kind": "r3f"}, {"kind": "vat", "name": name}]}]},
+            f"stages.0.regularisers.1.name: {said}",
+        )
+        for name, said in {
+            "r3f": "'r3f' is the name of another regulariser of this stage; names must differ, and the default is the kind",
+            "task": "'task' is the name of a part that every loss has (task, unweighted, weight); choose another",
+            "weight": "'weight' is the name of a part that every loss has (task, unweighted, weight); choose another",
+            "unweighted": "'unweighted' is the name of a part that every loss has (task, unweighted, weight); "
+            "choose another",
+        }.items()
+    ),
+    (
+        {
+            "tasks": {"sst": SST, "b": SST},
+            "stages": [{"tasks": "b", "regularisers": [{"kind": "r3f", "tasks": "sst"}]}],
+        },
+        "stages.0.regularisers.0.tasks: this stage has no task 'sst' (its tasks: b).",
+    ),
+    (
+        {"stages": [{"regularisers": [{"kind": "proximal", "tasks": ["stt"]}]}]},
+        "stages.0.regularisers.0.tasks: this stage has no task 'stt' (its tasks: sst). Did you mean 'sst'?",
+    ),
+    (
+        {"stages": [{"regularisers": [{"kind": "freelb", "tasks": ["sst", "sst"]}]}]},
+        "stages.0.regularisers.0.tasks: a task stands twice in sst, sst",
+    ),
+    *(
+        (
+            {"stages": [{"regularisers": [{"kind": "smoothness", "radius": 0.5, **keys}]}]},
+            'stages.0.regularisers.0.radius: got 0.5, but projection = "unit" rescales to norm 1 and reads no radius; '
+            'remove it, or set projection = "ball" or "sphere"',
+        )
+        for keys in (
+            {"preset": "mtdnn"},
+            {"preset": "paper", "projection": "unit"},
+            {"projection": "unit", "noise": 1, "step_size": 0.5},
+        )
+    ),
+    *(
+        (
+            {**table(**changes), "stages": [{**stage, "regularisers": [{"kind": "r_drop"}]}]},
+            "stages.0.regularisers.0: there is no dropout in anything that it looks at, so its two passes never differ; "
+            "give the encoder or a trunk that trains dropout, or remove it",
+        )
+        for changes, stage in (
+            ({}, {"train": "outputs"}),
+            ({}, {"train": ["outputs", "lora", "adapters"]}),
+            (
+                {"tasks": {"sts": {**STS, "trunk": "x"}}, "trunks": {"x": {"kind": "cosine"}}},
+                {"train": ["outputs", "trunks"]},
+            ),
+            (
+                {
+                    "encoder": {"dropout": 0, "attention_dropout": 0},
+                    "tasks": {"sst": {**SST, "trunk": "x"}},
+                    "trunks": {"x": {"kind": "mean", "dropout": 0}},
+                },
+                {},
+            ),
+        )
     ),
 ]
 
@@ -346,6 +484,26 @@ CROSSED = [
 @pytest.mark.parametrize(("changes", "said"), CROSSED)
 def test_tables_that_contradict_each_other_are_refused(changes: dict[str, Any], said: str) -> None:
     assert refusal(**changes) == [said]
+
+
+@pytest.mark.parametrize(
+    ("changes", "stage"),
+    [
+        ({}, {"train": ["outputs", "trunks"]}),
+        ({}, {"train": ["outputs", "trunks.sst"]}),
+        ({}, {"train": ["outputs", "encoder.layers.1"]}),
+        ({"encoder": {"dropout": 0}}, {"train": ["outputs", "encoder"]}),
+        ({}, {"train": "outputs", "frozen_dropout": True}),
+        ({"lora": {"dropout": 0.1}}, {"train": ["outputs", "lora"]}),
+        (
+            {"tasks": {"sst": SST, "b": {**SST, "trunk": "x"}}, "trunks": {"x": {"kind": "mean", "dropout": 0}}},
+            {"train": ["outputs", "trunks"]},
+        ),
+    ],
+)
+def test_r_drop_may_look_wherever_there_is_some_dropout(changes: dict[str, Any], stage: dict[str, Any]) -> None:
+    found = load(table(**changes, stages=[{**stage, "regularisers": [{"kind": "r_drop"}]}])).experiment
+    assert found.stages[0].regularisers == (RDropOptions(),)
 
 
 @pytest.mark.parametrize(
@@ -377,11 +535,19 @@ def test_overrides_reach_every_value(tmp_path: Path) -> None:
         "stages.0.learning_rate.trunks": (
             "1e-3",
             lambda e: e.stages[0].learning_rate,
-            Rates(encoder=3e-5, outputs=3e-5),
+            Rates(encoder=3e-5, outputs=3e-5, adaptations=3e-5),
         ),
         "stages.1.learning_rate": ("1e-4", lambda e: e.stages[1].learning_rate.encoder, 1e-4),
         "stages.1.gradient_clip": ("false", lambda e: e.stages[1].gradient_clip, None),
+        "stages.0.regularisers.0.weight": ("3", lambda e: e.stages[0].regularisers[0].weight, 3.0),
+        "stages.0.regularisers.0.norm": ("inf", lambda e: e.stages[0].regularisers[0].norm, "inf"),
+        "stages.0.regularisers.0.layer": ("1", lambda e: e.stages[0].regularisers[0].layer, 1),
+        "stages.0.regularisers.0.preset": ("wang", lambda e: e.stages[0].regularisers[0].projection, "sphere"),
+        "stages.0.regularisers.1.second_loss": ("false", lambda e: e.stages[0].regularisers[1].second_loss, False),
+        "stages.1.regularisers": ('[{kind = "vat"}]', lambda e: e.stages[1].regularisers, (VatOptions(),)),
         "stages.1.name": ('"last"', lambda e: e.stages[1].name, "last"),
+        "stages.1.from": ("together", lambda e: e.stages[1].begins_from, "together"),
+        "lora.targets": ("key", lambda e: e.lora.targets, ("key",)),
         "runtime.threads": ("1", lambda e: e.runtime.threads, 1),
     }
     found = load(path, overrides=[f"{key}={value[0]}" for key, value in given_values.items()]).experiment
@@ -412,6 +578,11 @@ def test_overrides_leave_the_given_table_as_it_was() -> None:
         ("stages.-1.name=a", "--set stages.-1.name=a: stages has entries 0 to 0, got '-1'"),
         ("stages.x=a", "--set stages.x=a: stages has entries 0 to 0, got 'x'"),
         ("stages.²=a", "--set stages.²=a: stages has entries 0 to 0, got '²'"),
+        (
+            "stages.0.regularisers.0.weight=3",
+            "--set stages.0.regularisers.0.weight=3: stages.0.regularisers has no entries; give it as a whole: "
+            "--set 'stages.0.regularisers=[...]'",
+        ),
         ("tasks.sst.text.0=a", "--set tasks.sst.text.0=a: tasks.sst.text is a value, not a table"),
         ("tasks.sst.text.a.b=a", "--set tasks.sst.text.a.b=a: tasks.sst.text is a value, not a table"),
     ],
@@ -490,6 +661,10 @@ def _with_schedule(cls: Any, keys: dict[str, Any]) -> dict[str, Any]:
     return table(stages=[{"schedule": _kind(cls), "schedule_options": keys}])
 
 
+def _with_regulariser(cls: Any, keys: dict[str, Any]) -> dict[str, Any]:
+    return table(stages=[{"regularisers": [{"kind": _kind(cls), **keys}]}])
+
+
 def _kind(cls: Any) -> str:
     return str(typing.get_args(cls.model_fields["kind"].annotation)[0])
 
@@ -499,10 +674,12 @@ PLACES: dict[Any, Callable[[Any, dict[str, Any]], dict[str, Any]]] = {
     Stage: lambda _, keys: table(stages=[keys]),
     Stop: lambda _, keys: table(stages=[{"stop": {"patience": 1, **keys}}]),
     RuntimeOptions: lambda _, keys: table(runtime=keys),
+    LoraOptions: lambda _, keys: table(lora=keys, stages=[{"train": ["lora", "outputs"]}]),
 }
 PLACES |= dict.fromkeys(typing.get_args(typing.get_args(Task)[0]), _with_task)
 PLACES |= dict.fromkeys(typing.get_args(typing.get_args(TrunkOptions)[0]), _with_trunk)
 PLACES |= dict.fromkeys(typing.get_args(typing.get_args(ScheduleOptions)[0]), _with_schedule)
+PLACES |= dict.fromkeys(typing.get_args(typing.get_args(RegulariserOptions)[0]), _with_regulariser)
 
 
 def _found(options: Any, cls: type[BaseModel]) -> Iterator[Any]:
@@ -523,7 +700,7 @@ def test_every_listed_value_of_every_option_loads_and_comes_back_from_toml() -> 
         got = getattr(next(_found(experiment, cls)), name)
         assert got == value or got == (value,), f"{cls.__name__}.{name} = {value!r}"
         assert load(tomllib.loads(to_toml(experiment))).experiment == experiment
-    assert len(listed) >= 60
+    assert len(listed) >= 100
     assert {cls for cls, _, _ in listed} == set(PLACES)
 
 
@@ -548,6 +725,26 @@ SCHEDULES = st.one_of(
         }
     ),
 )
+REGULARISERS = st.one_of(
+    st.fixed_dictionaries(
+        {"kind": st.just("smoothness"), "preset": st.sampled_from(sorted(PRESETS))},
+        optional={
+            "step_size": st.floats(1e-9, 1e3),
+            "norm": st.sampled_from(["2", "inf", 2, math.inf]),
+            "layer": st.one_of(st.integers(0, 11), st.just("middle")),
+            "fraction": st.floats(0, 1, exclude_min=True),
+            "tasks": st.sampled_from(["t", ["t"]]),
+        },
+    ),
+    st.fixed_dictionaries(
+        {"kind": st.sampled_from(["proximal", "r_drop", "r3f", "vat", "freelb"])},
+        optional={
+            "weight": st.floats(0, 1e6),
+            "every": st.integers(1, 99),
+            "name": st.sampled_from(["a", "b-1", "C_"]),
+        },
+    ),
+)
 STAGES = st.builds(
     lambda schedule, rest: {**schedule, **rest},
     SCHEDULES,
@@ -559,6 +756,9 @@ STAGES = st.builds(
             "gradient_clip": st.one_of(st.just(False), st.floats(1e-3, 1e3)),
             "warmup": st.floats(0, 1, exclude_max=True),
             "batch_size": st.integers(1, 4096),
+            "train": st.sampled_from(["encoder", ["encoder.layers.0", "lora.t"], ["adapters", "trunks"]]),
+            "from": st.just("start"),
+            "regularisers": st.lists(REGULARISERS, max_size=3, unique_by=lambda keys: keys.get("name", keys["kind"])),
             "stop": st.fixed_dictionaries({"threshold": st.floats(0, 1)}, optional={"patience": st.integers(1, 9)}),
         },
     ),
@@ -580,6 +780,56 @@ def test_an_experiment_comes_back_from_its_toml(seed: int, task: dict[str, Any],
     experiment = load({"seed": seed, "tasks": {"t": task}, "stages": stages}).experiment
     assert load(tomllib.loads(to_toml(experiment))).experiment == experiment
     assert load(experiment).experiment == experiment
+
+
+def test_noise_and_step_follow_a_radius_where_neither_they_nor_a_preset_say_otherwise() -> None:
+    def smoothness(**keys: Any) -> tuple[float, float, float]:
+        found = stage_of(regularisers=[{"kind": "smoothness", **keys}]).regularisers[0]
+        return found.radius, found.noise, found.step_size
+
+    assert smoothness() == (RADIUS, RADIUS, 2 * RADIUS)
+    assert smoothness(preset="cheap", radius=1) == (1.0, 1.0, 2.0)
+    assert smoothness(radius=0.5, noise=0.1) == (0.5, 0.1, 1.0)
+    assert smoothness(radius=0.5, projection="unit") == (0.5, 0.5, 1.0)
+    assert smoothness(preset="paper", radius=0.5) == (0.5, 1e-5, 1e-3)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_sets_the_keys_that_are_not_given_and_comes_back_from_toml_written_out(preset: str) -> None:
+    own = {"weight": 3.0, "step_size": 0.5, "per": "text"}
+    found = stage_of(regularisers=[{"kind": "smoothness", "preset": preset, **own}]).regularisers[0]
+    usual = SmoothnessOptions().model_dump()
+    assert found.model_dump() == {**usual, **PRESETS[preset], **own, "preset": preset}
+    experiment = load(table(stages=[{"regularisers": [{"kind": "smoothness", "preset": preset, **own}]}])).experiment
+    written = tomllib.loads(to_toml(experiment))
+    assert set(written["stages"][0]["regularisers"][0]) == set(usual) - {"name", "tasks", "precision"}
+    assert load(written).experiment == experiment
+
+
+def test_another_preset_for_keys_that_are_all_written_out_is_refused() -> None:
+    given_table = table(stages=[{"regularisers": [{"kind": "smoothness", "preset": "wang"}]}])
+    override = "stages.0.regularisers.0.preset=paper"
+    assert load(given_table, overrides=[override]).experiment.stages[0].regularisers[0].projection == "ball"
+    with pytest.raises(UsageError) as caught:
+        load(load(given_table).experiment, overrides=[override])
+    assert str(caught.value) == (
+        f"--set {override}: stages.0.regularisers.0 writes out every key that a preset stands for, so another one would "
+        "change nothing; override these keys, or give it as a whole: "
+        """--set 'stages.0.regularisers.0={kind="smoothness", preset=...}'"""
+    )
+    whole = """stages.0.regularisers.0={kind="smoothness", preset="paper"}"""
+    found = load(load(given_table).experiment, overrides=[whole]).experiment.stages[0].regularisers[0]
+    assert found == SmoothnessOptions(preset="paper")
+
+
+def test_the_presets_are_those_that_an_experiment_can_name() -> None:
+    names = _values(SmoothnessOptions.model_fields["preset"].annotation)
+    assert names == list(PRESETS) == list(catalogue()["presets"])
+    assert SmoothnessOptions() == SmoothnessOptions(preset="exact")
+    assert PRESETS["exact"] == {}
+    keys = {key for preset in PRESETS.values() for key in preset}
+    assert keys
+    assert keys <= set(SmoothnessOptions.model_fields) - set(RegulariserBase.model_fields) | {"fraction", "every"}
 
 
 def test_every_packaged_experiment_loads_and_resolves() -> None:

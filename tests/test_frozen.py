@@ -31,7 +31,7 @@ from smoothtune.types import Needs
 from smoothtune.workflow import frozen
 from smoothtune.workflow.frozen import Encoding, FrozenStates, StateKeeper, fingerprint
 from smoothtune.workflow.train import Event
-from tests.small_data import SINGLE, TASKS, Prepared, prepare, table
+from tests.small_data import SINGLE, TASKS, Always, Prepared, prepare, table
 from tests.test_house import TRUNKS
 
 HEADS: dict[str, Any] = {"train": ["trunks", "outputs"]}
@@ -293,19 +293,13 @@ def test_kept_states_can_be_neither_perturbed_nor_asked_for_inputs(prepared: Pre
             prepared.model(batch, **options)
 
 
-class Still:
+class Still(Always):
     """A regulariser that is 0 everywhere."""
 
     name = "still"
 
     def __call__(self, look: Look) -> tuple[torch.Tensor, dict[str, float]]:
         return 0.0 * look.logits.sum(), {}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        pass
 
 
 def test_regularisers_are_refused_before_the_first_step_where_the_encoder_does_not_run(

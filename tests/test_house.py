@@ -1,7 +1,8 @@
-"""The house test: every trunk, schedule and weighting goes through one harness on a tiny real encoder."""
+"""The house test: every trunk, schedule, weighting and regulariser goes through one harness on a tiny real encoder."""
 
 from __future__ import annotations
 
+import copy
 import math
 import typing
 from dataclasses import replace
@@ -11,15 +12,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from smoothtune.config.experiment import ModelConfig
+from smoothtune.config.regularisers import PRESETS, RegulariserOptions
 from smoothtune.config.schedules import ScheduleName, ScheduleOptions
 from smoothtune.config.stage import WeightingName
 from smoothtune.config.tasks import shape_of
 from smoothtune.config.trunks import TrunkOptions
 from smoothtune.inference.answering import answer_examples
 from smoothtune.nn.folder import read_model_folder, write_model_folder
+from smoothtune.objective.look import Regulariser
+from smoothtune.objective.regularisers import build_regularisers
 from smoothtune.objective.weighting import TaskFacts, WeightingProduct
 from smoothtune.registry import TABLE
 from smoothtune.training.step import StepModule, StepName
@@ -35,6 +40,14 @@ TRUNKS: dict[str, dict[str, Any]] = {
     "joint": {"dropout": 0.0, "pooling": "mean"},
     "pwim_dcnn": {"dropout": 0.0, "depth": 2},
     "pwim_resnet": {"dropout": 0.0, "depth": 1},
+}
+REGULARISERS: dict[str, dict[str, Any]] = {
+    **{preset: {"kind": "smoothness", "preset": preset} for preset in PRESETS},
+    "proximal": {"kind": "proximal"},
+    "r_drop": {"kind": "r_drop"},
+    "r3f": {"kind": "r3f", "noise": 0.1},
+    "vat": {"kind": "vat"},
+    "freelb": {"kind": "freelb"},
 }
 STEPS = 16
 SCHEDULES: list[dict[str, Any]] = [
@@ -62,7 +75,9 @@ def test_the_harness_covers_every_kind() -> None:
     assert schedules == kinds(ScheduleOptions) == set(typing.get_args(ScheduleName)) == set(TABLE["schedules"])
     weightings = {name for names in WEIGHTINGS for name in names}
     assert weightings == set(typing.get_args(WeightingName)) == set(TABLE["weightings"])
-    assert (len(TRUNKS), len(schedules), len(weightings)) == (8, 5, 4)
+    regularisers = {str(row["kind"]) for row in REGULARISERS.values()}
+    assert regularisers == kinds(RegulariserOptions) == set(TABLE["regularisers"])
+    assert (len(TRUNKS), len(schedules), len(weightings), len(regularisers)) == (8, 5, 4, 6)
 
 
 @pytest.fixture(params=list(TRUNKS))
@@ -200,6 +215,103 @@ def test_every_weighting_trains(weighting: list[str], tiny_encoder: Path, small_
     learned = epochs(events)[-1].factors
     assert set(learned) == (set(TASKS) if "learned" in weighting else set())
     assert all(0 < factor < 100 for factor in learned.values())
+
+
+def built(name: str) -> tuple[Regulariser, ...]:
+    """A regulariser as a stage builds it, for the tiny encoder of two layers."""
+    options: RegulariserOptions = TypeAdapter(RegulariserOptions).validate_python(REGULARISERS[name])
+    return build_regularisers([options], depth=2)
+
+
+def with_dropout(encoder: Path, data: Path, cache: Path, implementation: str, **stage: Any) -> Prepared:
+    """All three tasks, dropout in the encoder, batch norm in the pair trunk."""
+    wanted = table(encoder, trunk={"kind": "pwim_resnet", "depth": 1, "dropout": 0.1}, **stage)
+    wanted["encoder"] |= {"implementation": implementation, "dropout": 0.1, "attention_dropout": 0.1}
+    return prepare(wanted, data, cache)
+
+
+@pytest.mark.parametrize("implementation", ["native", "transformers"])
+@pytest.mark.parametrize("name", list(REGULARISERS))
+def test_every_regulariser_trains(
+    name: str, implementation: str, tiny_encoder: Path, small_data: Path, shared_cache: Path
+) -> None:
+    rates = {"encoder": 5e-4, "trunks": 5e-4, "outputs": 2e-3}
+    prepared = with_dropout(
+        tiny_encoder, small_data, shared_cache, implementation, learning_rate=rates, stop={"max_epochs": 4}
+    )
+    (regulariser,) = built(name)
+    events = list(prepared.run(regularisers=[regulariser]).events())
+    terms = [parts[regulariser.name] for step in steps(events) for parts in step.losses.values()]
+    assert len(terms) == len(steps(events)) > 12
+    assert all(math.isfinite(term) for term in terms)
+    assert any(term > 0 for term in terms)
+    sums = [sum(parts["unweighted"] for parts in epoch.report.losses.values()) for epoch in epochs(events)]
+    assert sums[-1] < sums[0]
+
+
+@pytest.mark.parametrize("implementation", ["native", "transformers"])
+@pytest.mark.parametrize("name", list(REGULARISERS))
+def test_a_regulariser_teaches_what_trains_and_nothing_else(
+    name: str, implementation: str, tiny_encoder: Path, small_data: Path, shared_cache: Path
+) -> None:
+    prepared = with_dropout(tiny_encoder, small_data, shared_cache, implementation)
+    for part in prepared.model.outputs.parameters():
+        part.requires_grad_(False)
+    module = StepModule(
+        prepared.model.train(),
+        WeightingProduct(("none",), {task: TaskFacts(40, 1.0) for task in TASKS}),
+        dtype=torch.float32,
+        regularisers=built(name),
+    )
+    for number in range(2):  # a teacher is the model itself at its first look
+        for task, examples in prepared.train.items():
+            parts = module(examples.batch(np.arange(8)), StepName(0, "s", number, 0, number / 2))
+            if number == 1:
+                prepared.model.zero_grad(set_to_none=True)
+                parts[module.regularisers[0].name].backward()
+                own = ("encoder.", f"trunks.{prepared.model.tasks[task].trunk}.")
+                wrong = {
+                    path: None if part.grad is None else "reached"
+                    for path, part in prepared.model.named_parameters()
+                    if (part.grad is not None) != path.startswith(own)
+                }
+                assert wrong == {}
+        with torch.no_grad():
+            for part in prepared.model.encoder.parameters():
+                part.mul_(1.01)
+
+
+@pytest.mark.parametrize("name", list(REGULARISERS))
+def test_a_regulariser_goes_on_from_its_memory_as_if_it_had_never_stopped(
+    name: str, tiny_encoder: Path, small_data: Path, shared_cache: Path
+) -> None:
+    ends = []
+    for stopped in (False, True):
+        prepared = with_dropout(tiny_encoder, small_data, shared_cache, "native")
+        (regulariser,) = built(name)
+        ends.append(_four_steps(prepared, regulariser, name if stopped else None))
+    assert ends[0].keys() == ends[1].keys()
+    assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
+
+
+def _four_steps(prepared: Prepared, regulariser: Regulariser, again: str | None) -> dict[str, Tensor]:
+    """The weights after four plain gradient steps; `again`: after the first the regulariser is built anew from its memory."""
+    model, batch = prepared.model.train(), prepared.train["same"].batch(np.arange(8))
+    weighting = WeightingProduct(("none",), {task: TaskFacts(40, 1.0) for task in TASKS})
+    for number in range(4):
+        if number == 1 and again is not None:
+            memory = copy.deepcopy(regulariser.state_dict())
+            (regulariser,) = built(again)
+            regulariser.load_state_dict(memory)
+        module = StepModule(model, weighting, dtype=torch.float32, regularisers=[regulariser])
+        parts = module(batch, StepName(0, "s", number, 0, number / 4))
+        model.zero_grad(set_to_none=True)
+        (parts["task"] + parts[regulariser.name]).backward()
+        with torch.no_grad():
+            for part in model.parameters():
+                if part.grad is not None:
+                    part.sub_(0.01 * part.grad)
+    return snapshot(model)
 
 
 def assert_trains(wanted: dict[str, Any], data: Path, cache: Path) -> list[Any]:

@@ -275,10 +275,11 @@ def test_the_fast_trunk_gives_what_the_plain_one_gives_in_float64(
 ) -> None:
     fast, plain = trunk(rate=rate).train(training), trunk(rate=rate).double().train(training)
     found, expected = answers(fast, lengths), answers(plain, lengths, autocast=False, dtype=torch.float64)
-    if len(lengths) > 1 or not training:
-        near(found[0], expected[0].double(), 2e-2)
+    cells = sum(a * b for a, b in lengths)
+    if cells > 1 or not training:  # a batch norm over few cells magnifies the rounding of their differences
+        near(found[0], expected[0].double(), 2e-2 if cells > 8 or not training else 6e-2)
     for name, value in plain.state_dict().items():
-        if "running" in name and sum(a * b for a, b in lengths) > 8:
+        if "running" in name and cells > 8:
             near(fast.state_dict()[name], value, 2e-2)
 
 

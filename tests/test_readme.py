@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
 
-from smoothtune.config.loading import packaged_names
+from smoothtune.config.loading import load, packaged_names
 from tests.tiny import write_bert
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
@@ -41,6 +42,13 @@ def test_the_python_example_runs(folder):
     model = names["model"]
     assert model.predict("mood", ["It broke on the first day."])[0] in ("1", "5")
     assert model.predict("same", [("a", "b")])[0] in ("0", "1")
+
+
+def test_the_stages_that_are_shown_load_and_say_what_they_begin_with(folder):
+    (shown,) = [text for text in re.findall(r"```\w*\n(.*?)```", README, flags=re.DOTALL) if text.startswith("[lora]")]
+    experiment = load({**tomllib.loads((folder / "my.toml").read_text()), **tomllib.loads(shown)}).experiment
+    assert [experiment.before(number) for number in range(3)] == [(), (0,), (0, 1)]
+    assert (list(experiment.lora_after(2)), list(experiment.adapters_after(2))) == (["mood", "same"],) * 2
 
 
 def test_the_readme_names_every_room_and_kind():

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -16,30 +16,37 @@ from smoothtune.objective.look import Look
 from smoothtune.objective.weighting import TaskFacts, WeightingProduct
 from smoothtune.training.step import StepModule, StepName
 from smoothtune.types import Batch
-from tests.small_data import TASKS, Prepared, changed, prepare, snapshot, table
+from tests.small_data import TASKS, Always, Prepared, changed, prepare, snapshot, table
 
 NAME = StepName(seed=1, stage="together", number=5, rank=0, progress=0.25)
 RATE = 0.2
 
 
 @dataclass
-class Watch:
+class Watch(Always):
     """Lets a test look, and returns what it says as the term."""
 
     see: Callable[[Look], Tensor]
     name: str = "watch"
     looks: list[Look] = field(default_factory=list)
+    precision: Literal["float32", "bfloat16"] | None = None
+    only: str | None = None
+    every: int = 1
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def applies(self, task: str) -> bool:
+        return self.only in (None, task)
+
+    def due(self, task: str) -> bool:
+        return self.counts.get(task, 0) % self.every == 0
+
+    def count(self, task: str) -> None:
+        self.counts[task] = self.counts.get(task, 0) + 1
 
     def __call__(self, look: Look) -> tuple[Tensor, dict[str, float]]:
         self.looks.append(look)
         term = self.see(look)
         return term, {"value": float(term.detach())}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        assert not state
 
 
 def random_smoothness(look: Look) -> Tensor:
@@ -80,7 +87,8 @@ def test_the_parts_are_the_weighted_loss_the_penalty_and_each_regulariser(prepar
     assert not parts["unweighted"].requires_grad
     assert parts["task"].item() == pytest.approx(parts["unweighted"].item(), rel=1e-6)
     assert parts["watch"].item() > 0
-    assert module.records == {"watch": {"value": parts["watch"].item()}}
+    factor = module.weighting.factor(task)
+    assert module.records["watch"]["value"] * factor == pytest.approx(parts["watch"].item(), rel=1e-6)
     look = watch.looks[0]
     labels = batch_of(prepared, task).labels
     assert labels is not None
@@ -265,6 +273,170 @@ def test_other_weights_reach_an_lstm_and_leave_it_as_it_was(
         with pytest.raises(KeyError):
             look.logits_of(weights={**other, "outputs.mood.linear.wait": torch.zeros(1)})
         assert torch.equal(look.logits_of(), look.logits)
+        return look.logits.sum() * 0
+
+    step(prepared, Watch(see))(batch_of(prepared, "mood"), NAME)
+
+
+def moving(look: Look, layer: int) -> Tensor:
+    """The divergence under a fixed perturbation of layer `layer`'s input."""
+    generator = torch.Generator().manual_seed(3)
+    states = look.states_at(layer)
+    noise = 0.1 * torch.randn(states.shape, generator=generator) * look.mask.unsqueeze(-1)
+    return look.divergence(look.logits_of(noise, layer=layer), look.logits).mean()
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("layer", [0, 1])
+def test_a_pass_that_begins_at_a_layer_is_the_whole_pass(
+    prepared: Prepared, task: str, layer: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch, found = batch_of(prepared, task), []
+    for begins in (True, False):
+        if not begins:
+            monkeypatch.setattr(type(prepared.model.encoder), "begins_anywhere", False)
+        prepared.model.zero_grad()
+        term = step(prepared, Watch(lambda look: moving(look, layer)))(batch, NAME)["watch"]
+        term.backward()
+        gradients = {
+            name: part.grad.clone() for name, part in prepared.model.named_parameters() if part.grad is not None
+        }
+        found.append((term.detach(), gradients))
+    (term, gradients), (whole, expected) = found
+    assert term > 0
+    torch.testing.assert_close(term, whole, rtol=1e-5, atol=1e-7)
+    assert set(gradients) == set(expected)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(
+            gradient, expected[name], rtol=1e-3, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+def test_lower_layers_are_not_run_again_for_a_perturbation_above_them(
+    tiny_encoder: Path, small_data: Path, shared_cache: Path
+) -> None:
+    prepared = prepare(table(tiny_encoder), small_data, shared_cache, ["mood"])
+    calls: list[int] = []
+    for number, block in enumerate(prepared.model.encoder.layers):  # type: ignore[arg-type]
+        for piece in (block.up,):
+            piece.register_forward_hook(lambda *_, number=number: calls.append(number))
+
+    def see(look: Look) -> Tensor:
+        calls.clear()
+        term = moving(look, 1)
+        assert calls == [1]
+        return term
+
+    step(prepared, Watch(see))(batch_of(prepared, "mood"), NAME)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_pass_that_does_not_teach_reaches_the_perturbation_alone(prepared: Prepared, task: str) -> None:
+    wanted = [part.requires_grad for part in prepared.model.parameters()]
+
+    def see(look: Look) -> Tensor:
+        found = []
+        for learn in (True, False):
+            noise = torch.full_like(look.states_at(0), 0.01).requires_grad_()
+            value = look.divergence(look.logits_of(noise, learn=learn), look.logits.detach()).sum()
+            found.append((value, *torch.autograd.grad(value, noise, retain_graph=True)))
+        assert torch.equal(found[0][0], found[1][0])
+        torch.testing.assert_close(found[0][1], found[1][1])
+        return found[1][0]
+
+    parts = step(prepared, Watch(see))(batch_of(prepared, task), NAME)
+    assert [part.requires_grad for part in prepared.model.parameters()] == wanted
+    prepared.model.zero_grad()
+    assert not parts["watch"].requires_grad or not _reached(prepared, parts["watch"])
+
+
+def _reached(prepared: Prepared, value: Tensor) -> list[str]:
+    value.backward()
+    return [name for name, part in prepared.model.named_parameters() if part.grad is not None]
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("layer", [0, 1])
+def test_a_narrowed_look_is_the_whole_look_at_these_examples(prepared: Prepared, task: str, layer: int) -> None:
+    rows = torch.tensor([4, 1])
+
+    def see(look: Look) -> Tensor:
+        part = look.narrowed(rows)
+        assert part.mask.any(dim=1).sum() == len(part.mask) // 3
+        states = part.states_at(layer)
+        noise = 0.1 * torch.randn(states.shape, generator=torch.Generator().manual_seed(1)) * part.mask.unsqueeze(-1)
+        assert torch.equal(part.logits, look.logits[rows])
+        whole = look.logits_of(noise, layer=layer)[rows]
+        torch.testing.assert_close(part.logits_of(noise, layer=layer), whole, rtol=1e-5, atol=1e-6)
+        assert not torch.equal(whole, part.logits)
+        assert torch.equal(part.loss_of(part.logits), look.loss_of(look.logits)[rows])
+        return look.divergence(part.logits_of(noise, layer=layer), part.logits).mean()
+
+    parts = step(prepared, Watch(see))(batch_of(prepared, task), NAME)
+    parts["watch"].backward()
+
+
+def test_only_the_regularisers_that_are_due_look(prepared: Prepared) -> None:
+    rare, other = Watch(random_smoothness, "rare", every=2), Watch(random_smoothness, "other", only="near")
+    module, batch = step(prepared, rare, other), batch_of(prepared, "mood")
+    names = [[name for name in module(batch, NAME) if name in ("rare", "other")] for _ in range(4)]
+    assert names == [["rare"], [], ["rare"], []]
+    assert rare.counts == {"mood": 4}
+    assert other.counts == {}
+
+
+def test_all_passes_of_a_step_have_the_widest_dtype_that_is_asked_for(prepared: Prepared) -> None:
+    batch, dtypes = batch_of(prepared, "mood"), []
+
+    def see(look: Look) -> Tensor:
+        zero = torch.zeros_like(look.states_at(0))
+        assert torch.equal(look.logits_of(zero), look.logits)
+        dtypes.append(look.states_at(1).dtype)
+        return look.logits.float().sum() * 0
+
+    facts = {name: TaskFacts(40, 1.0) for name in TASKS}
+    for given, asked in (
+        (torch.bfloat16, ("float32", None)),
+        (torch.float32, ("bfloat16",)),
+        (torch.bfloat16, (None,)),
+    ):
+        watches = [Watch(see, f"watch{number}", precision=one) for number, one in enumerate(asked)]  # type: ignore[arg-type]
+        module = StepModule(prepared.model, WeightingProduct(("none",), facts), dtype=given, regularisers=watches)
+        module(batch, NAME)
+    if prepared.model.encoder.begins_anywhere:  # the wrapped encoder's layer inputs are float32 sums under autocast
+        assert dtypes == [torch.float32, torch.float32, torch.bfloat16, torch.bfloat16]
+    assert len(dtypes) == 4
+
+
+def test_draws_belong_to_the_regulariser_and_the_step(prepared: Prepared) -> None:
+    found: dict[str, list[Tensor]] = {}
+
+    def see(look: Look) -> Tensor:
+        like = look.states_at(0)
+        found.setdefault(look.task, []).extend([look.draw(like, "normal"), look.draw(like, "uniform")])
+        return look.logits.sum() * 0
+
+    batch = batch_of(prepared, "mood")
+    for name in (NAME, NAME, StepName(1, "together", 6, 0, 0.25)):
+        step(prepared, Watch(see))(batch, name)
+    normal, uniform, again, _, later, _ = found["mood"]
+    assert torch.equal(normal, again)
+    assert not torch.equal(normal, later)
+    assert normal.dtype == uniform.dtype == torch.float32
+    assert uniform.abs().max() <= 1
+    assert float(uniform.var()) == pytest.approx(1 / 3, abs=0.1)
+    assert float(normal.var()) == pytest.approx(1, abs=0.2)
+
+
+def test_the_weights_of_a_look_are_those_that_train(prepared: Prepared) -> None:
+    first = next(iter(prepared.model.parameters()))
+    first.requires_grad_(False)
+
+    def see(look: Look) -> Tensor:
+        weights = look.weights()
+        trained = {name for name, part in prepared.model.named_parameters() if part.requires_grad}
+        assert set(weights) == trained
+        assert not any(part.requires_grad for part in weights.values())
         return look.logits.sum() * 0
 
     step(prepared, Watch(see))(batch_of(prepared, "mood"), NAME)

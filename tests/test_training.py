@@ -24,9 +24,10 @@ from smoothtune.runtime.kernels import adamw as adamw_kernels
 from smoothtune.training.adamw import KernelAdamW
 from smoothtune.training.best import BestState
 from smoothtune.training.optimiser import build_optimiser, build_rates, parameter_groups, rate_at
-from smoothtune.training.stage import StageBegin, StageEnd, StageRun, begins_trained
+from smoothtune.training.selection import begins_trained, counted
+from smoothtune.training.stage import StageBegin, StageEnd, StageRun
 from smoothtune.training.stopping import Stopping
-from tests.small_data import TASKS, Prepared, changed, epochs, prepare, snapshot, steps, table
+from tests.small_data import TASKS, Always, Prepared, changed, epochs, prepare, snapshot, steps, table
 
 
 @dataclass(frozen=True)
@@ -341,7 +342,7 @@ class _Steep(torch.autograd.Function):
         return torch.full_like(gradients[0], math.inf)
 
 
-class Steep:
+class Steep(Always):
     """A regulariser that is 0 everywhere, with an infinite gradient on the first `times` batches of task near."""
 
     name = "steep"
@@ -356,10 +357,10 @@ class Steep:
         return _Steep.apply(look.logits).sum(), {}  # type: ignore[no-untyped-call]
 
     def state_dict(self) -> dict[str, Any]:
-        return {}
+        return {"left": self.left}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        return
+        self.left = state["left"]
 
 
 @pytest.mark.parametrize("clip", [1.0, False])
@@ -452,7 +453,8 @@ def test_a_stage_ends_by_patience_and_goes_back_to_its_best(make: Any) -> None:
     teller = Teller(*(Told(score) for score in (0.5, 0.6, 0.62, 0.64)))
     events = list(prepared.run(evaluate=teller).events())
     assert [epoch.best for epoch in epochs(events)] == [True, True, False, False]
-    assert events[-1] == StageEnd("together", "no improvement of more than 0.05 in 2 epochs", "score", 0.6)
+    why = "no improvement of more than 0.05 in 2 epochs"
+    assert events[-1] == StageEnd("together", why, "score", 0.6, before=None, after=Told(0.6))
     assert not changed(prepared.model, teller.states[1])
     assert changed(prepared.model, teller.states[3])
 
@@ -477,8 +479,11 @@ def test_the_metric_of_the_rule_is_the_one_asked_for(make: Any, metric: str, bes
     assert not changed(prepared.model, teller.states[best])
 
 
+LEFT = Told(0.77)  # scores of the state that a stage leaves, where tasks finished on their own
+
+
 def per_task(mood: tuple[float, ...], same: tuple[float, ...], score: tuple[float, ...]) -> Teller:
-    return Teller(*(Told(s, {"mood": m, "same": a}) for m, a, s in zip(mood, same, score, strict=True)))
+    return Teller(*(Told(s, {"mood": m, "same": a}) for m, a, s in zip(mood, same, score, strict=True)), LEFT)
 
 
 def output(state: Mapping[str, torch.Tensor], task: str) -> torch.Tensor:
@@ -505,6 +510,8 @@ def test_a_finished_task_keeps_its_best_output_when_the_best_epoch_came_before(m
     assert [epoch.finished for epoch in epochs(events)] == [(), (), ("mood",), ("same",)]
     assert isinstance(events[-1], StageEnd)
     assert events[-1].reason == "every task spent its patience"
+    assert events[-1].after == LEFT
+    assert not changed(prepared.model, teller.states[-1])
     final = snapshot(prepared.model)
     assert torch.equal(output(final, "mood"), output(teller.states[1], "mood"))
     assert torch.equal(output(final, "same"), output(teller.states[2], "same"))
@@ -554,7 +561,7 @@ def test_a_later_stage_never_leaves_the_model_worse_than_it_began(make: Any) -> 
     assert (entry.report.epoch, entry.report.step, entry.report.losses, entry.best) == (-1, 0, {}, True)
     assert [epoch.best for epoch in epochs(events)] == [True, False, False]
     assert isinstance(events[-1], StageEnd)
-    assert events[-1].best == 0.5
+    assert (events[-1].best, events[-1].before, events[-1].after) == (0.5, Told(0.5), Told(0.5))
     assert not changed(prepared.model, before)
 
 
@@ -616,6 +623,19 @@ def test_a_model_is_a_result_where_every_head_of_the_tasks_was_trained(
     assert begins_trained(prepared.model, TASKS, names)
     assert not begins_trained(prepared.model, ("mood", "same"), heads)
     assert not begins_trained(prepared.model, ("mood",), {name for name in heads if name.startswith("outputs")})
+
+
+def test_what_trains_is_counted_by_part_and_of_the_encoder_by_what_was_selected(make: Any) -> None:
+    model = make().model
+    chosen = {
+        name: part
+        for name, part in model.named_parameters()
+        if name.startswith(("encoder.layers.1.", "encoder.embeddings.", "outputs.mood."))
+    }
+    encoder = sum(part.numel() for name, part in chosen.items() if name.startswith("encoder."))
+    told = {"encoder.layers.1, encoder.embeddings": encoder, "outputs.mood": 3 * 16 + 3}
+    assert counted(chosen, ("encoder.layers.1", "encoder.embeddings", "outputs")) == told
+    assert counted(chosen, ("outputs", "encoder", "encoder.layers.0")) == {"encoder": encoder, "outputs.mood": 51}
 
 
 def test_tasks_outside_the_stage_do_not_change_by_a_bit(make: Any) -> None:

@@ -66,7 +66,8 @@ def same(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> bool:
 
 def test_a_run_leaves_its_folder(finished: tuple[Run, list[Any]]) -> None:
     run, _ = finished
-    assert {path.name for path in run.folder.iterdir()} == RUN_FILES
+    assert {path.name for path in run.folder.iterdir()} == RUN_FILES | {"stages"}
+    assert [path.name for path in (run.folder / "stages").iterdir()] == ["together"]
     assert {path.name for path in (run.folder / "model").iterdir()} == {
         "config.toml", "encoder.json", "labels.json", "model.safetensors", "provenance.json", "tokenizer.json",
     }  # fmt: skip

@@ -37,6 +37,14 @@ TABLE: dict[str, dict[str, str]] = {
         "inverse_size": "smoothtune.objective.weighting:InverseSizeWeighting",
         "learned": "smoothtune.objective.weighting:LearnedWeighting",
     },
+    "regularisers": {
+        "smoothness": "smoothtune.objective.smoothness:Smoothness",
+        "proximal": "smoothtune.objective.proximal:Proximal",
+        "r_drop": "smoothtune.objective.r_drop:RDrop",
+        "r3f": "smoothtune.objective.r3f:R3f",
+        "vat": "smoothtune.objective.vat:Vat",
+        "freelb": "smoothtune.objective.freelb:Freelb",
+    },
 }
 
 

@@ -27,6 +27,11 @@ class Tokens:
     mask: Tensor
     segments: Tensor | None = None
 
+    def rows(self, begin: int, end: int) -> Tokens:
+        """Rows `begin` to `end` alone."""
+        segments = None if self.segments is None else self.segments[begin:end]
+        return Tokens(self.input_ids[begin:end], self.mask[begin:end], segments)
+
     def to(self, device: torch.device) -> Tokens:
         """The same tokens on another device."""
         return Tokens(
@@ -34,6 +39,31 @@ class Tokens:
             self.mask.to(device),
             None if self.segments is None else self.segments.to(device),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class MixedPart:
+    """A run of rows of a mixed batch: `rows` of them, at most `width` tokens long, which `tasks` answer."""
+
+    tasks: tuple[str, ...]
+    rows: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class MixedBatch:
+    """Rows of several tasks for one pass of the encoder, in prediction: no labels, and no training.
+
+    `tokens` holds the R rows of all `parts`, one part after another (the two texts of pairs stacked within their part). The
+    tasks of one part share an adaptation, or have none.
+    """
+
+    tokens: Tokens
+    parts: tuple[MixedPart, ...]
+
+    def to(self, device: torch.device) -> MixedBatch:
+        """The same batch on another device."""
+        return self if self.tokens.mask.device == device else replace(self, tokens=self.tokens.to(device))
 
 
 @dataclass(frozen=True, slots=True)

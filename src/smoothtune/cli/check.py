@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -115,11 +115,22 @@ def _warnings(report: CheckReport) -> Iterator[str]:
             if found.duplicates.count:
                 what = counted(found.duplicates.count, "repeated row", "repeated rows")
                 yield f"warning: {where}: {what}, {_example(found.duplicates)}"
-    if report.frozen:
-        stages = f"{'stage' if len(report.frozen) == 1 else 'stages'} {', '.join(report.frozen)}"
-        yield f"note: {stages}: nothing in the encoder trains, so there is no dropout in it and its states can be kept"
+    silent = "nothing in the encoder trains, so there is no dropout in it"
+    kept = [name for name in report.frozen if name not in (*report.looked_into, *report.adapted)]
+    if kept:
+        yield f"note: {_stages(kept)}: {silent} and its states can be kept"
+    if report.looked_into:
+        why = "regularisers look into it, so its states are not kept"
+        yield f"note: {_stages(report.looked_into)}: {silent}; {why} and every step encodes"
+    if report.adapted:
+        why = "LoRA or adapters change what it gives, so its states are not kept"
+        yield f"note: {_stages(report.adapted)}: {silent}; {why} and every step encodes"
     for where, leaks in _leaks(report):
         yield from (f"warning: {where}: {what}" for what in _leak_texts(leaks))
+
+
+def _stages(names: Sequence[str]) -> str:
+    return f"{'stage' if len(names) == 1 else 'stages'} {', '.join(names)}"
 
 
 def _example(matches: Matches) -> str:

@@ -27,6 +27,10 @@ def evaluate(
         Optional[str],  # noqa: UP045
         typer.Option("--split", help="train, dev or test of the experiment; default: dev."),
     ] = None,
+    stage: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--stage", metavar="NAME", help="The model after this stage; default: after the last."),
+    ] = None,
     words_alone: Annotated[
         bool, typer.Option("--words-alone", help="Beside it, a TF-IDF baseline trained on the same rows.")
     ] = False,
@@ -39,11 +43,12 @@ def evaluate(
       smoothtune evaluate runs/first
       smoothtune evaluate runs/first --data sst=new.tsv --json
       smoothtune evaluate runs/first --words-alone
+      smoothtune evaluate runs/first --stage joint
     """  # noqa: D301 - click reads \b
     from smoothtune.cli.tables import out, score_rows, table
     from smoothtune.workflow.evaluate import evaluate_run
 
-    found = evaluate_run(run, data=data or (), split=split, with_words_alone=words_alone)
+    found = evaluate_run(run, data=data or (), split=split, stage=stage, with_words_alone=words_alone)
     where = "data" if data else split or "dev"
     if as_json:
         typer.echo(json.dumps(found.to_json(), indent=2))

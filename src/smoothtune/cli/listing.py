@@ -13,7 +13,11 @@ from smoothtune.cli.options import Experiment, Json, Set
 def list_things(
     what: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Argument(metavar="WHAT", help="experiments, encoders, tasks, trunks, outputs, schedules, weightings."),
+        typer.Argument(
+            metavar="WHAT",
+            help="experiments, encoders, tasks, trunks, outputs, schedules, weightings, adaptations, regularisers, "
+            "presets.",
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:

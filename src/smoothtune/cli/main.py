@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 from smoothtune import __version__
 from smoothtune.cli.check import check
 from smoothtune.cli.evaluate import evaluate
+from smoothtune.cli.export import export
 from smoothtune.cli.listing import list_things, schema, show
 from smoothtune.cli.predict import predict
 from smoothtune.cli.train import train
@@ -49,6 +50,7 @@ app = typer.Typer(
 app.command()(train)
 app.command()(evaluate)
 app.command(short_help="Predict tasks for every row of a file.")(predict)
+app.command(short_help="Export a task's LoRA and encoder for peft and transformers.")(export)
 app.command(short_help="Report what is in the data and what is wrong with them.")(check)
 app.command("list", short_help="List packaged experiments and all kinds.")(list_things)
 app.command(short_help="Print an experiment as TOML.")(show)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from smoothtune.cli.options import DataDir, Experiment, Set
+from smoothtune.cli.probe_lines import loss_text, probe_lines
 
 if TYPE_CHECKING:
     from smoothtune.workflow.train import Event
@@ -89,6 +90,7 @@ class Watcher:
     def __call__(self, event: Event) -> None:
         """Take one event."""
         from smoothtune.training.loop import StepReport
+        from smoothtune.training.notices import Notice
         from smoothtune.training.stage import StageBegin, StageEnd, StageEpoch
         from smoothtune.workflow.frozen import Encoding, FrozenStates
         from smoothtune.workflow.train import RunBegin, RunEnd
@@ -110,9 +112,12 @@ class Watcher:
             self._begin(event)
         elif isinstance(event, StageEpoch):
             self._epoch(event)
+        elif isinstance(event, Notice):
+            self._console.print(f"warning: {event}", soft_wrap=True, markup=False)
         elif isinstance(event, StageEnd):
             self._take_bar_away()
             self._console.print(f"stage {event.stage} ended: {event.reason}; best {event.metric} {event.best:.4f}")
+            self._console.print(f"  {_change(event)}", soft_wrap=True)
         elif isinstance(event, RunEnd):
             self._explain(event.undefined)
 
@@ -124,6 +129,9 @@ class Watcher:
             f"trains {event.trained:,} of {event.parameters:,} parameters ({share:.1%})",
             soft_wrap=True,
         )
+        parts = ", ".join(f"{part} {count:,}" for part, count in event.trains.items())
+        rest = "; all else is frozen" if event.trained < event.parameters else ""
+        self._console.print(f"  {parts}{rest}", soft_wrap=True)
         self._losses, self._said, self._drawn = {}, 0.0, 0.0
         self._progress.start()
         self._bar = self._progress.add_task(event.stage, total=event.steps, losses="", unit="steps")
@@ -175,7 +183,7 @@ class Watcher:
 
     def _epoch(self, event: Any) -> None:
         report, scores = event.report, event.report.dev
-        losses = "  ".join(f"{task} {parts['unweighted']:.3f}" for task, parts in report.losses.items())
+        losses = "  ".join(loss_text(task, parts) for task, parts in report.losses.items())
         dev = "  ".join(f"{task} {value:.3f}" for task, value in scores.main.items())
         mark = " (best)" if event.best else ""
         trained = f"epoch {report.epoch + 1}, {report.train_seconds:.0f} s: loss {losses} |"
@@ -187,6 +195,8 @@ class Watcher:
             self._console.print(f"  rows seen once / repeatedly / not: {', '.join(rows)}", soft_wrap=True)
         if report.skipped:
             self._console.print(f"  {report.skipped} batches skipped so far: their loss or gradient was not finite")
+        for line in probe_lines(event.probe):
+            self._console.print(f"  {line}", soft_wrap=True, markup=False)
         for task in event.finished:
             self._console.print(f"  {task} finished: its best output is kept")
 
@@ -196,3 +206,14 @@ class Watcher:
             if name not in self._explained:
                 self._explained.add(name)
                 self._console.print(f"  {name} is nan: {why}", soft_wrap=True)
+
+
+def _change(event: Any) -> str:
+    """The dev metrics of the stage's tasks before and after it; before there may have been no result."""
+    after = event.after.main
+    if event.before is None:
+        values = "  ".join(f"{task} {value:.3f}" for task, value in after.items())
+        return f"dev after it: {values} | score {event.after.score:.4f} (it began with untrained parts)"
+    before = event.before.main
+    values = "  ".join(f"{task} {before[task]:.3f} -> {value:.3f}" for task, value in after.items())
+    return f"dev before -> after: {values} | score {event.before.score:.4f} -> {event.after.score:.4f}"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import get_args
+from typing import Literal, get_args
 
+from smoothtune.config.adaptations import AdapterOptions, LoraOptions
 from smoothtune.config.experiment import Experiment, kind_of, trunk_name, trunk_options
 from smoothtune.config.problems import near
-from smoothtune.config.stage import Stage
+from smoothtune.config.regulariser_checks import regulariser_problems
+from smoothtune.config.stage import START, Stage
 from smoothtune.errors import Problem
 
 _LAYERS = re.compile(r"encoder\.layers\.(?P<first>[0-9]+)(-(?P<last>[0-9]+))?")
@@ -17,12 +19,10 @@ _LAYERS = re.compile(r"encoder\.layers\.(?P<first>[0-9]+)(-(?P<last>[0-9]+))?")
 def cross_checks(experiment: Experiment) -> list[Problem]:
     """Every contradiction between tables of the experiment."""
     problems = [*_name_problems(experiment), *_column_problems(experiment)]
-    problems += [*_trunk_problems(experiment), *_weight_problems(experiment)]
-    names = [stage.name for stage in experiment.stages]
+    problems += [*_trunk_problems(experiment), *_weight_problems(experiment), *_adaptation_problems(experiment)]
     for number, stage in enumerate(experiment.stages):
         path = f"stages.{number}"
-        if names.index(stage.name) != number:
-            problems.append(Problem(f"{path}.name", f"{stage.name!r} is the name of another stage; names must differ"))
+        problems += _order_problems(path, stage, [earlier.name for earlier in experiment.stages[:number]])
         problems += _stage_problems(experiment, stage, path)
     return problems
 
@@ -73,6 +73,34 @@ def _weight_problems(experiment: Experiment) -> Iterator[Problem]:
             yield Problem(f"tasks.{name}.loss_weight", 'is read only by weighting "fixed", which no stage uses')
 
 
+def _adaptation_problems(experiment: Experiment) -> Iterator[Problem]:
+    """Options of LoRA or adapters that no stage trains; a run's experiment.toml writes out the defaults all the same."""
+    parts: tuple[tuple[Literal["lora", "adapters"], bool], ...] = (
+        ("lora", experiment.lora != LoraOptions()),
+        ("adapters", experiment.adapters != AdapterOptions()),
+    )
+    for part, given in parts:
+        if given and not any(stage.adapted(part, experiment.stage_tasks(stage)) for stage in experiment.stages):
+            yield Problem(
+                part, f'is read only by stages that train it, and none does; add "{part}" to a stage\'s `train`'
+            )
+
+
+def _order_problems(path: str, stage: Stage, earlier: list[str]) -> Iterator[Problem]:
+    """A name that is taken, and a `from` that is no stage before this one."""
+    if stage.name in earlier:
+        yield Problem(f"{path}.name", f"{stage.name!r} is the name of another stage; names must differ")
+    if stage.name == START:
+        yield Problem(
+            f"{path}.name", f"a stage cannot be called {START!r}: `from` gives that name to the state before any"
+        )
+    source = stage.begins_from
+    if source is not None and source not in (START, *earlier):
+        hint = near(source, [START, *earlier])
+        known = ", ".join([START, *earlier])
+        yield Problem(f"{path}.from", f"no stage before this one is called {source!r}; known: {known}.{hint}")
+
+
 def _stage_problems(experiment: Experiment, stage: Stage, path: str) -> Iterator[Problem]:
     tasks = experiment.stage_tasks(stage)
     unknown = [name for name in tasks if name not in experiment.tasks]
@@ -91,6 +119,7 @@ def _stage_problems(experiment: Experiment, stage: Stage, path: str) -> Iterator
         yield Problem(f"{path}.weighting", f"a weighting stands twice in {', '.join(stage.weighting)}")
     if not unknown:
         yield from _selector_problems(experiment, stage, path)
+        yield from regulariser_problems(experiment, stage, path)
 
 
 def layers_of(selector: str) -> tuple[int, int] | None:
@@ -106,8 +135,9 @@ def _metrics(experiment: Experiment, task: str) -> tuple[str, ...]:
 def _selector_problems(experiment: Experiment, stage: Stage, path: str) -> Iterator[Problem]:
     tasks = experiment.stage_tasks(stage)
     trunks = {trunk_name(name, experiment.tasks[name]) for name in tasks}
-    known = ["encoder", "encoder.embeddings", "encoder.layers.A-B", "trunks", "outputs"]
-    known += [f"trunks.{name}" for name in sorted(trunks)] + [f"outputs.{name}" for name in tasks]
+    known = ["encoder", "encoder.embeddings", "encoder.layers.A-B", "trunks", "outputs", "lora", "adapters"]
+    known += [f"trunks.{name}" for name in sorted(trunks)]
+    known += [f"{part}.{name}" for part in ("outputs", "lora", "adapters") for name in tasks]
     for selector in stage.train:
         layers = layers_of(selector)
         if layers is not None:

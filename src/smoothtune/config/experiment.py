@@ -6,9 +6,10 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from smoothtune.config.adaptations import AdapterOptions, LoraOptions
 from smoothtune.config.encoder import EncoderOptions
 from smoothtune.config.options import Name, Options
-from smoothtune.config.stage import Stage
+from smoothtune.config.stage import START, Stage
 from smoothtune.config.tasks import AnyShape, Shape, Task
 from smoothtune.config.trunks import MeanTrunk, SiameseTrunk, TrunkBase, TrunkOptions
 
@@ -33,6 +34,8 @@ class Experiment(Options):
     encoder: EncoderOptions = EncoderOptions()
     tasks: dict[Name, Task] = Field(min_length=1)
     trunks: dict[Name, TrunkOptions] = Field({})
+    lora: LoraOptions = LoraOptions()
+    adapters: AdapterOptions = AdapterOptions()
     stages: tuple[Stage, ...] = Field((Stage(),), min_length=1)
     runtime: RuntimeOptions = RuntimeOptions()
 
@@ -52,14 +55,48 @@ class Experiment(Options):
         """The names of the tasks of a stage, in the order of the file."""
         return tuple(self.tasks) if stage.tasks is None else stage.tasks
 
+    def before(self, number: int) -> tuple[int, ...]:
+        """The numbers of the stages, first to last, whose training is in the state that stage `number` begins with."""
+        source = self.source(number)
+        return () if source is None else (*self.before(source), source)
+
+    def source(self, number: int) -> int | None:
+        """The number of the stage from whose best state stage `number` begins; None for the state before any stage.
+
+        Raises `KeyError` for a `from` that names no earlier stage.
+        """
+        named = self.stages[number].begins_from
+        if named is None:
+            return number - 1 if number else None
+        earlier = {stage.name: place for place, stage in enumerate(self.stages[:number])}
+        return None if named == START else earlier[named]
+
+    def lora_after(self, number: int) -> dict[str, LoraOptions]:
+        """By task, the LoRA in the model that stage `number` leaves: that of the stages it builds on, and its own."""
+        return dict.fromkeys(self._adapted("lora", number), self.lora)
+
+    def adapters_after(self, number: int) -> dict[str, AdapterOptions]:
+        """By task, the adapters in the model that stage `number` leaves."""
+        return dict.fromkeys(self._adapted("adapters", number), self.adapters)
+
+    def _adapted(self, part: Literal["lora", "adapters"], number: int) -> list[str]:
+        stages = [self.stages[place] for place in (*self.before(number), number)]
+        tasks = {task for stage in stages for task in stage.adapted(part, self.stage_tasks(stage))}
+        return [task for task in self.tasks if task in tasks]
+
 
 class ModelConfig(Options):
-    """What a model folder says of its model: the experiment without data and training."""
+    """What a model folder says of its model: the experiment without data and training.
+
+    `lora` and `adapters` are those in the model, by task: a task that is not named there runs the encoder alone.
+    """
 
     format: Literal[1] = 1
     encoder: EncoderOptions
     tasks: dict[Name, Shape]
     trunks: dict[Name, TrunkOptions]
+    lora: dict[Name, LoraOptions] = Field({})
+    adapters: dict[Name, AdapterOptions] = Field({})
 
 
 def kind_of(options: Options) -> str:

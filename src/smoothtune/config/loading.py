@@ -17,6 +17,8 @@ from pydantic import ValidationError
 from smoothtune.config.cross_checks import cross_checks
 from smoothtune.config.experiment import Experiment
 from smoothtune.config.problems import near, problems_of
+from smoothtune.config.regularisers import PRESETS
+from smoothtune.config.stage import Rates
 from smoothtune.errors import ConfigurationError, Problem, UsageError
 
 PACKAGED = Path(__file__).parent / "packaged"
@@ -93,7 +95,7 @@ def validated(table: Mapping[str, Any], headline: str) -> Experiment:
 
 def to_toml(experiment: Experiment) -> str:
     """The experiment as TOML with every value written out; reading it gives an equal experiment."""
-    table = _without_nones(experiment.model_dump(mode="json"))
+    table = _without_nones(experiment.model_dump(mode="json", by_alias=True))
     for stage in table["stages"]:
         stage.setdefault("gradient_clip", False)
         del stage["schedule_options"]["kind"]  # `schedule` says it; a second place could contradict it
@@ -141,19 +143,33 @@ def _override(table: dict[str, Any], override: str) -> None:
         raise UsageError(f"--set {override}: expected PATH=VALUE, for example stages.0.stop.max_epochs=2")
     node: Any = table
     for position, key in enumerate(keys[:-1]):
-        node = _child(node, key, override, ".".join(keys[:position]), keys[position + 1])
+        node = _child(node, key, override, ".".join(keys[:position]))
+    if keys[-1] == "preset" and isinstance(node, dict):
+        _refuse_idle_preset(node, override, ".".join(keys[:-1]))
     _assign(node, keys[-1], _value(text), override, ".".join(keys[:-1]))
 
 
-def _child(node: Any, key: str, override: str, at: str, following: str) -> Any:
+def _refuse_idle_preset(node: dict[str, Any], override: str, at: str) -> None:
+    """Keys that are given win over a preset: where all are, as in a run's experiment.toml, another one is never read."""
+    if {key for preset in PRESETS.values() for key in preset} <= set(node):
+        whole = f"--set '{at}={{kind=\"smoothness\", preset=...}}'"
+        raise UsageError(
+            f"--set {override}: {at} writes out every key that a preset stands for, so another one would change nothing; "
+            f"override these keys, or give it as a whole: {whole}"
+        )
+
+
+def _child(node: Any, key: str, override: str, at: str) -> Any:
     if isinstance(node, list):
         return node[_index(node, key, override, at)]
     if not isinstance(node, dict):
         raise UsageError(f"--set {override}: {at} is a value, not a table")
     if key == "stages" and key not in node:
         node[key] = [{"name": "train"}]
+    if key == "regularisers" and at.startswith("stages."):
+        node.setdefault(key, [])
     if key == "learning_rate" and not isinstance(node.get(key, {}), dict):
-        node[key] = {part: node[key] for part in ("encoder", "trunks", "outputs")}
+        node[key] = dict.fromkeys(Rates.model_fields, node[key])
     return node.setdefault(key, {})
 
 
@@ -167,6 +183,8 @@ def _assign(node: Any, key: str, value: Any, override: str, at: str) -> None:
 
 
 def _index(node: list[Any], key: str, override: str, at: str) -> int:
+    if not node:
+        raise UsageError(f"--set {override}: {at} has no entries; give it as a whole: --set '{at}=[...]'")
     if not key.isdecimal() or int(key) >= len(node):
         raise UsageError(f"--set {override}: {at} has entries 0 to {len(node) - 1}, got {key!r}")
     return int(key)

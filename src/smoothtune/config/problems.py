@@ -47,7 +47,7 @@ def _problem(item: Any, root: type[BaseModel]) -> Problem:
     kind, context, got = item["type"], item.get("ctx", {}), item.get("input")
     if kind == "extra_forbidden":
         set_elsewhere = {_TAG} if ".schedule_options." in path else set()  # `schedule` says it
-        fields = sorted({name for cls in classes for name in cls.model_fields} - set_elsewhere)
+        fields = sorted({key for cls in classes for key in _keys(cls)} - set_elsewhere)
         known = f" Known keys: {', '.join(fields)}." if fields else " There are none to set here; remove it."
         return Problem(path, f"unknown key.{near(str(item['loc'][-1]), fields) or known}")
     if kind == "missing":
@@ -65,6 +65,11 @@ def _problem(item: Any, root: type[BaseModel]) -> Problem:
         choices = [choice.strip("' ") for choice in context["expected"].replace(" or ", ", ").split(",")]
         return Problem(path, f"got {got!r}, expected one of {', '.join(choices)}.{near(str(got), choices)}")
     return Problem(path, f"{message[:1].lower()}{message[1:]}, got {_short(got)}" if kind != "value_error" else message)
+
+
+def _keys(cls: type[BaseModel]) -> list[str]:
+    """The keys of a table as a file names them."""
+    return [name if field.alias is None else field.alias for name, field in cls.model_fields.items()]
 
 
 def _short(value: Any) -> str:

@@ -7,19 +7,25 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from smoothtune.config.options import Name, Options
+from smoothtune.config.regularisers import RegulariserOptions
 from smoothtune.config.schedules import ProportionalOptions, ScheduleName, ScheduleOptions
 
 WeightingName = Literal["none", "fixed", "inverse_size", "learned"]
+START = "start"  # as `from`: the state before any stage
 Rate = Annotated[float, Field(gt=0, le=1)]
 Norm = Annotated[float, Field(gt=0)]
 
 
 class Rates(Options):
-    """Peak learning rates by part of the model."""
+    """Peak learning rates by part of the model.
+
+    That of adaptations (LoRA and adapters) is what Hu et al. (2021, Table 9) train most tasks of RoBERTa-base with.
+    """
 
     encoder: Rate = 5e-5
     trunks: Rate = 1e-3
     outputs: Rate = 1e-3
+    adaptations: Rate = Field(5e-4, description="of LoRA and adapters")
 
 
 class Stop(Options):
@@ -37,7 +43,7 @@ class Stop(Options):
 
 def _as_rates(value: Any) -> Any:
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return {"encoder": value, "trunks": value, "outputs": value}
+        return dict.fromkeys(Rates.model_fields, value)
     return value
 
 
@@ -67,9 +73,18 @@ class Stage(Options):
         Field(
             min_length=1,
             description="what learns: encoder, encoder.embeddings, encoder.layers.A-B, trunks, trunks.NAME, outputs, "
-            "outputs.TASK",
+            "outputs.TASK, lora, lora.TASK, adapters, adapters.TASK; all else is frozen",
         ),
     ] = ("encoder", "trunks", "outputs")
+    begins_from: Name | None = Field(
+        None,
+        alias="from",
+        description="the earlier stage whose best state this one begins with, or `start`, the state before any stage; "
+        "default: the stage before",
+    )
+    frozen_dropout: bool = Field(
+        False, description="whether dropout stays on inside what is frozen; its running statistics never move"
+    )
     schedule: ScheduleName = "proportional"
     schedule_options: ScheduleOptions = ProportionalOptions()
     weighting: Annotated[
@@ -77,6 +92,9 @@ class Stage(Options):
         BeforeValidator(_as_tuple, json_schema_input_type=WeightingName | list[WeightingName]),
         Field(min_length=1),
     ] = ("none",)
+    regularisers: tuple[RegulariserOptions, ...] = Field(
+        (), description="terms from a second look at the batch, each a table [[stages.regularisers]]"
+    )
     batch_size: int = Field(32, ge=1, le=4096)
     learning_rate: Annotated[Rates, BeforeValidator(_as_rates, json_schema_input_type=Rate | Rates)] = Rates()
     warmup: float = Field(0.1, ge=0, lt=1, description="fraction of the steps over which the rate rises")
@@ -116,6 +134,10 @@ class Stage(Options):
     def trains_encoder(self) -> bool:
         """Whether anything inside the encoder learns."""
         return any(selector.partition(".")[0] == "encoder" for selector in self.train)
+
+    def adapted(self, part: Literal["lora", "adapters"], tasks: tuple[str, ...]) -> tuple[str, ...]:
+        """Those of the stage's `tasks` whose LoRA, or adapters, it trains."""
+        return tuple(task for task in tasks if part in self.train or f"{part}.{task}" in self.train)
 
     @property
     def every_task(self) -> bool:

@@ -32,10 +32,12 @@ def answer_tasks(
 ) -> dict[str, np.ndarray]:
     """Logits of several tasks that read the same input, from one pass of the encoder over the examples, by task.
 
+    The tasks of the bare encoder share rows; each task with LoRA or adapters of its own has rows of its own in the pass.
     Batches are made by tokens, with at most `batch_size` rows. The model is in eval mode for it and put back after.
     """
-    logits = {task: _space(model, task, len(examples)) for task in tasks}
-    batches = token_batches(examples.lengths(), limit=examples.limit, columns=len(examples.columns), most=batch_size)
+    logits = {task: space(model, task, len(examples)) for task in tasks}
+    columns = len(examples.columns) * len(model.sharing(tasks))
+    batches = token_batches(examples.lengths(), limit=examples.limit, columns=columns, most=batch_size)
     device = model.device
     with at_rest(model), torch.inference_mode(), computing_in(dtype, device):
         for positions in batches:
@@ -44,7 +46,8 @@ def answer_tasks(
     return logits
 
 
-def _space(model: MultiTaskModel, task: str, rows: int) -> np.ndarray:
+def space(model: MultiTaskModel, task: str, rows: int) -> np.ndarray:
+    """An empty array for the logits of a task, (N, C) or (N,), float32."""
     node = model.tasks[task]
     return np.empty((rows, node.classes) if node.kind == "classification" else (rows,), dtype=np.float32)
 

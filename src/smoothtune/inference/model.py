@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -20,6 +20,7 @@ from smoothtune.data.batching import Examples
 from smoothtune.data.tokenising import encode, in_memory, load_tokenizer, windows
 from smoothtune.errors import UsageError
 from smoothtune.inference.answering import answer_tasks, decide, probabilities
+from smoothtune.inference.mixed import answer_mixed
 from smoothtune.inference.precision import PRECISIONS, Groups, Precision, measured, without_measuring
 from smoothtune.inference.texts import Texts, checked_rows
 from smoothtune.nn.folder import read_model_folder
@@ -139,6 +140,25 @@ class Model:
         parts = list(self.predict_windows(tasks, texts, batch_size=batch_size))
         return {task: list(chain.from_iterable(part[task].values for part in parts)) for task in tasks}  # type: ignore[misc]
 
+    def predict_mixed(
+        self, texts: Mapping[str, Texts], *, batch_size: int | None = None
+    ) -> dict[str, list[str] | list[float]]:
+        """What `predict` gives for each task on texts of its own, by task; all texts are in memory at once.
+
+        Batches mix the tasks and go through the encoder once, each row with the LoRA and adapters of its own task: for few
+        texts of many tasks. Raises `UsageError` as `predict` does.
+        """
+        self._check(tuple(texts))
+        _check_batch_size(batch_size)
+        rows = {task: list(checked_rows(task, given, self.text_count((task,)))) for task, given in texts.items()}
+        examples = {task: self._examples(task, self._reads(task), part) for task, part in rows.items() if part}
+        found: dict[str, list[str] | list[float]] = {task: [] for task in texts}
+        if examples:
+            dtype = self._chosen([((task,), part) for task, part in examples.items()]).dtype
+            for task, logits in answer_mixed(self.network, examples, dtype=dtype, batch_size=batch_size).items():
+                found[task] = self._read(task, logits).values
+        return found
+
     def predict_probabilities(self, task: str, texts: Texts, *, batch_size: int | None = None) -> np.ndarray:
         """Class probabilities (N, C), columns in the order of `labels[task]`. Raises `UsageError` for a regression."""
         if self.kind(task) == "regression":
@@ -156,8 +176,7 @@ class Model:
         come the answers to the windows before it.
         """
         wanted = self.text_count(tasks)
-        if batch_size is not None and batch_size < 1:
-            raise UsageError(f"batch_size: got {batch_size}, expected at least 1")
+        _check_batch_size(batch_size)
         for _, answers in self.answer_rows(tasks, checked_rows(tasks[0], texts, wanted), batch_size=batch_size):
             yield answers
 
@@ -192,11 +211,13 @@ class Model:
     def _tokenised(self, tasks: tuple[str, ...], rows: Rows) -> _Window:
         alike: dict[Input, list[str]] = {}
         for task in tasks:
-            reads = trunk_options(task, self.config.tasks[task], self.config.trunks).input
-            alike.setdefault(reads, []).append(task)
+            alike.setdefault(self._reads(task), []).append(task)
         return _Window(
             rows, tuple((tuple(names), self._examples(names[0], reads, rows)) for reads, names in alike.items())
         )
+
+    def _reads(self, task: str) -> Input:
+        return trunk_options(task, self.config.tasks[task], self.config.trunks).input
 
     def _examples(self, task: str, reads: Input, rows: Rows) -> Examples:
         longest = self.config.encoder.max_length
@@ -225,6 +246,11 @@ class Model:
         for task in tasks:
             if task not in self.config.tasks:
                 raise UsageError(f"this model has no task {task!r}; its tasks: {', '.join(self.tasks)}")
+
+
+def _check_batch_size(size: int | None) -> None:
+    if size is not None and size < 1:
+        raise UsageError(f"batch_size: got {size}, expected at least 1")
 
 
 def model_folder(folder: str | Path) -> Path:

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from smoothtune.config.adaptations import Target
 from smoothtune.nn import fused
+from smoothtune.nn.adaptation import UNCHANGED, InLayer
 from smoothtune.nn.dropout import Dropout
 from smoothtune.nn.packing import Packing
 from smoothtune.nn.products import product
@@ -29,22 +31,22 @@ class SelfAttention(nn.Module):
         self.dropout = Dropout(dropout)
         self.output = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """`x` (R, T, D) and `mask` (R, T) bool, at least one True per row, to (R, T, D)."""
+    def forward(self, x: Tensor, mask: Tensor, change: InLayer = UNCHANGED) -> Tensor:
+        """`x` (R, T, D) and `mask` (R, T) bool, at least one True per row, to (R, T, D), with the LoRA of `change`."""
         rows, tokens, width = x.shape
-        heads = self.qkv(x).view(rows, tokens, 3, self.heads, width // self.heads)
+        heads = _changed(change, x, self.qkv(x)).view(rows, tokens, 3, self.heads, width // self.heads)
         query, key, value = (part.transpose(1, 2) for part in heads.unbind(2))  # each (R, H, T, d)
         mix = self._mix_with_dropout if self.training else _mix
-        mixed: Tensor = self.output(mix(query, key, value, mask).transpose(1, 2).reshape(rows, tokens, width))
-        return mixed
+        mixed = mix(query, key, value, mask).transpose(1, 2).reshape(rows, tokens, width)
+        return change.low_rank("output", mixed, self.output(mixed))
 
-    def packed(self, x: Tensor, packing: Packing) -> Tensor:
+    def packed(self, x: Tensor, packing: Packing, change: InLayer = UNCHANGED) -> Tensor:
         """The same for packed tokens, (N, D) to (N, D), without the bias of the last projection: what follows adds it."""
-        qkv = product(x, self.qkv.weight)
-        drop = self.dropout.drop(packing.places)
-        return product(fused.attention(qkv, self.qkv.bias, packing, self.heads, drop), self.output.weight)
+        qkv = _changed(change, x, product(x, self.qkv.weight))
+        mixed = fused.attention(qkv, self.qkv.bias, packing, self.heads, self.dropout.drop(packing.places))
+        return change.low_rank("output", mixed, product(mixed, self.output.weight))
 
-    def ragged(self, x: Tensor, packing: Packing) -> Tensor:
+    def ragged(self, x: Tensor, packing: Packing, change: InLayer = UNCHANGED) -> Tensor:
         """The same for packed tokens by torch's attention over rows of any length, without dropout, (N, D) to (N, D).
 
         For GPUs, in 16-bit floats. Source of the kernel: Dao (2024), FlashAttention-2.
@@ -52,11 +54,12 @@ class SelfAttention(nn.Module):
         from torch.nn.attention.varlen import varlen_attn
 
         tokens, width = x.shape
-        query, key, value = self.qkv(x).view(tokens, 3, self.heads, width // self.heads).unbind(1)
+        heads = _changed(change, x, self.qkv(x)).view(tokens, 3, self.heads, width // self.heads)
+        query, key, value = heads.unbind(1)
         mixed = varlen_attn(query, key, value, packing.starts, packing.starts, packing.width, packing.width)
         assert isinstance(mixed, Tensor)
-        projected: Tensor = self.output(mixed.reshape(tokens, width))
-        return projected
+        flat = mixed.reshape(tokens, width)
+        return change.low_rank("output", flat, self.output(flat))
 
     def _mix_with_dropout(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
         """The same as `_mix`, step by step, with dropout on the probabilities."""
@@ -68,6 +71,14 @@ class SelfAttention(nn.Module):
         scores = torch.baddbmm(bias, query, key.transpose(1, 2), alpha=size**-0.5)  # (R * H, T, T)
         kept: Tensor = self.dropout(scores.softmax(-1))
         return torch.bmm(kept, value).view(rows, heads, tokens, size)
+
+
+def _changed(change: InLayer, x: Tensor, qkv: Tensor) -> Tensor:
+    """The fused projection `qkv` (..., 3D) of `x` (..., D) with the LoRA of query, key and value in their thirds."""
+    parts: tuple[Target, ...] = ("query", "key", "value")
+    for number, target in enumerate(parts):
+        qkv = change.low_rank(target, x, qkv, number * x.shape[-1])
+    return qkv
 
 
 def reads_ragged() -> bool:

@@ -11,11 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from smoothtune.config.adaptations import Target
 from smoothtune.errors import ModelFileError, UsageError
 from smoothtune.nn import fused
+from smoothtune.nn.adaptation import UNCHANGED, Adaptations, InLayer, in_layers
+from smoothtune.nn.adapters import Site
 from smoothtune.nn.attention import SelfAttention, reads_ragged
 from smoothtune.nn.dropout import Dropout, name_places
-from smoothtune.nn.encoder import Encoded, Encoder, matched_state, perturbed
+from smoothtune.nn.encoder import Encoded, Encoder, fitting, matched_state
 from smoothtune.nn.packing import Packing
 from smoothtune.nn.products import product
 from smoothtune.types import Tokens
@@ -56,6 +59,10 @@ _HUB_LAYER_NAMES = {
     "output_norm": "output.LayerNorm",
 }
 _HUB_QKV = tuple(f"attention.self.{part}" for part in ("query", "key", "value"))
+_HUB_TARGETS: dict[Target, str] = {
+    **dict(zip(("query", "key", "value"), _HUB_QKV, strict=True)),
+    **{"output": "attention.output.dense", "up": "intermediate.dense", "down": "output.dense"},
+}
 
 
 def native_obstacle(architecture: Mapping[str, Any]) -> str | None:
@@ -135,27 +142,38 @@ class BertLayer(nn.Module):
         self.output_drop = Dropout(dropout)
         self.output_norm = nn.LayerNorm(width, eps=eps)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """`x` (R, T, D) and `mask` (R, T) bool to (R, T, D)."""
-        return self._after(x, self.attention(x, mask))
+    def forward(self, x: Tensor, mask: Tensor, change: InLayer = UNCHANGED) -> Tensor:
+        """`x` (R, T, D) and `mask` (R, T) bool to (R, T, D), with the tasks' `change` of this layer."""
+        return self._after(x, self.attention(x, mask, change), change)
 
-    def ragged(self, x: Tensor, packing: Packing) -> Tensor:
+    def ragged(self, x: Tensor, packing: Packing, change: InLayer = UNCHANGED) -> Tensor:
         """The same for packed tokens without attention dropout, by torch, (N, D) to (N, D)."""
-        return self._after(x, self.attention.ragged(x, packing))
+        return self._after(x, self.attention.ragged(x, packing, change), change)
 
-    def _after(self, x: Tensor, attended: Tensor) -> Tensor:
-        x = self.attention_norm(x + self.attention_drop(attended))
-        y: Tensor = self.output_norm(x + self.output_drop(self.down(self.activation(self.up(x)))))
-        return y
+    def _after(self, x: Tensor, attended: Tensor, change: InLayer) -> Tensor:
+        x = self.attention_norm(x + self.attention_drop(change.adapted("attention", attended)))
+        a = self.activation(change.low_rank("up", x, self.up(x)))
+        y = change.adapted("output", change.low_rank("down", a, self.down(a)))
+        normed: Tensor = self.output_norm(x + self.output_drop(y))
+        return normed
 
-    def packed(self, x: Tensor, packing: Packing) -> Tensor:
+    def packed(self, x: Tensor, packing: Packing, change: InLayer = UNCHANGED) -> Tensor:
         """The same for packed tokens, (N, D) to (N, D)."""
-        y = self.attention.packed(x, packing)
-        drop = self.attention_drop.drop(packing.places)
-        x = fused.residual_norm(y, self.attention.output.bias, x, self.attention_norm, drop)
-        a = fused.activation(product(x, self.up.weight), self.up.bias, self.kernel_activation)
-        drop = self.output_drop.drop(packing.places)
-        return fused.residual_norm(product(a, self.down.weight), self.down.bias, x, self.output_norm, drop)
+        y = self.attention.packed(x, packing, change)
+        y, bias = _adapted("attention", y, self.attention.output.bias, change)
+        x = fused.residual_norm(y, bias, x, self.attention_norm, self.attention_drop.drop(packing.places))
+        u = change.low_rank("up", x, product(x, self.up.weight))
+        a = fused.activation(u, self.up.bias, self.kernel_activation)
+        y = change.low_rank("down", a, product(a, self.down.weight))
+        y, bias = _adapted("output", y, self.down.bias, change)
+        return fused.residual_norm(y, bias, x, self.output_norm, self.output_drop.drop(packing.places))
+
+
+def _adapted(site: Site, y: Tensor, bias: Tensor, change: InLayer) -> tuple[Tensor, Tensor]:
+    """A product `y` (N, D) without its `bias` (D,), through the adapters at `site`, and the bias that is left to add."""
+    if not change.adapts:
+        return y, bias
+    return change.adapted(site, y + bias.to(y.dtype)), torch.zeros_like(bias)
 
 
 class BertEncoder(Encoder):
@@ -166,6 +184,7 @@ class BertEncoder(Encoder):
     """
 
     layers_path = "layers"
+    begins_anywhere = True
 
     def __init__(
         self, architecture: Mapping[str, Any], dropout: float | None = None, attention_dropout: float | None = None
@@ -188,22 +207,57 @@ class BertEncoder(Encoder):
         _draw_weights(self, settings["initializer_range"])
 
     def forward(
-        self, tokens: Tokens, *, perturbation: Tensor | None = None, layer: int = 0, keep_inputs: bool = False
+        self,
+        tokens: Tokens,
+        *,
+        perturbation: Tensor | None = None,
+        layer: int = 0,
+        keep_inputs: bool = False,
+        start: Tensor | None = None,
+        rows: Tensor | None = None,
+        adaptations: Adaptations | None = None,
     ) -> Encoded:
         """See `Encoder.forward`."""
         self.check(tokens, layer)
+        first = 0 if start is None else layer
+        change = None if perturbation is None else fitting(perturbation, tokens, self.width)
         dtype = self._kernel_dtype()
-        if dtype is not None or self._reads_ragged():
-            return self._packed(tokens, dtype, perturbation, layer, keep_inputs)
-        x = self.embeddings(tokens)
+        if dtype is None and not self._reads_ragged():
+            x = self.embeddings(tokens) if start is None else start
+            changes = {} if change is None else {layer: change}
+            tasks = in_layers(() if adaptations is None else adaptations.spans(), self.depth)
+            return Encoded(
+                *self._through(x, first, changes, keep_inputs, lambda block, n, x: block(x, tokens.mask, tasks[n]))
+            )
+        # Rows that are not wanted have no tokens: places, and with them dropout masks, stay those of the whole batch.
+        packing = Packing.of(tokens.mask if rows is None else tokens.mask & rows[:, None])
+        x = self._embedded(tokens, packing, dtype) if start is None else packing.pack(start)
+        changes = {} if change is None else {layer: packing.pack(change)}
+        tasks = in_layers(() if adaptations is None else adaptations.packed_spans(packing), self.depth)
+        turn = BertLayer.ragged if dtype is None else BertLayer.packed
+        x, inputs = self._through(x, first, changes, keep_inputs, lambda block, n, x: turn(block, x, packing, tasks[n]))
+        return Encoded(packing.unpack(x), tuple(packing.unpack(part) for part in inputs))
+
+    def _through(
+        self,
+        x: Tensor,
+        first: int,
+        changes: Mapping[int, Tensor],
+        keep_inputs: bool,
+        turn: Callable[[BertLayer, int, Tensor], Tensor],
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Layers `first` to the last, each by `turn`; `changes` are added to the input of their layer."""
         inputs = []
         for number, block in enumerate(self.layers):
-            if perturbation is not None and number == layer:
-                x = perturbed(x, perturbation)
+            if number < first:
+                continue
+            if number in changes:
+                x = x + changes[number].to(x.dtype)
             if keep_inputs:
                 inputs.append(x)
-            x = block(x, tokens.mask)
-        return Encoded(x, tuple(inputs))
+            assert isinstance(block, BertLayer)
+            x = turn(block, number, x)
+        return x, tuple(inputs)
 
     def give_sparse_gradients(self, wanted: bool) -> None:
         """See `Encoder.give_sparse_gradients`."""
@@ -237,24 +291,19 @@ class BertEncoder(Encoder):
         assert isinstance(first, BertLayer)
         return not self.training or first.attention.dropout.rate == 0
 
-    def _packed(
-        self, tokens: Tokens, dtype: torch.dtype | None, perturbation: Tensor | None, layer: int, keep_inputs: bool
-    ) -> Encoded:
-        """The pass on packed tokens, by kernels in `dtype` or (None) by torch; states come back padded with zeros."""
-        packing = Packing.of(tokens.mask)
+    def _embedded(self, tokens: Tokens, packing: Packing, dtype: torch.dtype | None) -> Tensor:
+        """The input of layer 0 for packed tokens, by kernels in `dtype` or (None) by torch, (N, D)."""
         if dtype is None:
-            x, turn = self.embeddings.ragged(tokens, packing), BertLayer.ragged
-        else:
-            x, turn = self.embeddings.packed(tokens, packing, dtype), BertLayer.packed
-        inputs = []
-        for number, block in enumerate(self.layers):
-            if perturbation is not None and number == layer:
-                x = packing.pack(perturbed(packing.unpack(x), perturbation))
-            if keep_inputs:
-                inputs.append(packing.unpack(x))
-            assert isinstance(block, BertLayer)
-            x = turn(block, x, packing)
-        return Encoded(packing.unpack(x), tuple(inputs))
+            return self.embeddings.ragged(tokens, packing)
+        return self.embeddings.packed(tokens, packing, dtype)
+
+    def weight_of(self, layer: int, target: Target) -> Tensor:
+        """See `Encoder.weight_of`."""
+        return self._hub_views()[f"{self.hub_path(layer, target)}.weight"]
+
+    def hub_path(self, layer: int, target: Target) -> str:
+        """See `Encoder.hub_path`."""
+        return f"encoder.layer.{layer}.{_HUB_TARGETS[target]}"
 
     def hub_state(self) -> dict[str, Tensor]:
         """See `Encoder.hub_state`."""

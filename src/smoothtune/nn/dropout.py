@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from smoothtune.runtime.kernels.layers import Drop
@@ -24,6 +25,13 @@ class Dropout(nn.Module):
         if not self.training or self.rate == 0:
             return x
         keep = keep_mask(self.place, x.shape, self.rate, x.device)
+        return x * keep.to(x.dtype).mul_(1 / (1 - self.rate))
+
+    def at(self, x: Tensor, places: Tensor, padded: int) -> Tensor:
+        """The same for packed tokens `x` (N, D) that stand at `places` (N,) of the `padded` ones of (padded, D)."""
+        if not self.training or self.rate == 0:
+            return x
+        keep = keep_mask(self.place, torch.Size((padded, x.shape[1])), self.rate, x.device)[places]
         return x * keep.to(x.dtype).mul_(1 / (1 - self.rate))
 
     def drop(self, places: Tensor) -> Drop:

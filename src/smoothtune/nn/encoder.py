@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from smoothtune.config.adaptations import Target
 from smoothtune.errors import ModelFileError, UsageError
+from smoothtune.nn.adaptation import Adaptations
 from smoothtune.types import Tokens
 
 _NAMES_SHOWN = 4
@@ -29,7 +31,8 @@ class Encoder(nn.Module, ABC):
     """Token ids to token states.
 
     `width` is D, `depth` L, `architecture` the checkpoint's config.json as a dict, `max_tokens` the longest row it can
-    read (None: no limit of its own), `layers_path` the path of the list of layers inside this module.
+    read (None: no limit of its own), `layers_path` the path of the list of layers inside this module. `begins_anywhere`:
+    whether a pass can begin at the input of a later layer (`start`).
     """
 
     width: int
@@ -37,17 +40,41 @@ class Encoder(nn.Module, ABC):
     architecture: dict[str, Any]
     max_tokens: int | None
     layers_path: str
+    begins_anywhere: bool = False
 
     @abstractmethod
     def forward(
-        self, tokens: Tokens, *, perturbation: Tensor | None = None, layer: int = 0, keep_inputs: bool = False
+        self,
+        tokens: Tokens,
+        *,
+        perturbation: Tensor | None = None,
+        layer: int = 0,
+        keep_inputs: bool = False,
+        start: Tensor | None = None,
+        rows: Tensor | None = None,
+        adaptations: Adaptations | None = None,
     ) -> Encoded:
         """Encode `tokens`, with `perturbation` (R, T, D) added to the input of layer `layer`.
 
         The input of layer 0 is the embedding output after position, type, normalisation and dropout. A zero
         perturbation changes nothing, to the bit, in eval mode; gradients flow to it. With `keep_inputs` the layer
-        inputs are kept, the perturbation included. Raises `UsageError` for a layer, length or shape that cannot be.
+        inputs are kept, the perturbation included; those of layers that the pass does not run through are left out.
+
+        `start` (R, T, D) is the input of `layer` in an earlier pass: the pass begins there. `rows` (R,) bool: only the states
+        of these rows are wanted, the others may be anything. `adaptations` are those that runs of rows go through, all R of
+        them; None for the bare encoder. Raises `UsageError` for a layer, length or shape that cannot be.
         """
+
+    @abstractmethod
+    def weight_of(self, layer: int, target: Target) -> Tensor:
+        """The weight (M, K) of a product of a layer, detached: a view, so that what is written to it is the encoder's.
+
+        Raises `UsageError` where this encoder has no such product of its own.
+        """
+
+    @abstractmethod
+    def hub_path(self, layer: int, target: Target) -> str:
+        """The path of the same product's module in the model of transformers, without a prefix."""
 
     @abstractmethod
     def hub_state(self) -> dict[str, Tensor]:
@@ -85,13 +112,19 @@ class Encoder(nn.Module, ABC):
             )
 
 
-def perturbed(x: Tensor, perturbation: Tensor) -> Tensor:
-    """`x` (R, T, D) + `perturbation` (R, T, D), in the type of `x`, so that a zero perturbation changes no bit."""
-    if perturbation.shape != x.shape:
+def fitting(perturbation: Tensor, tokens: Tokens, width: int) -> Tensor:
+    """`perturbation`, if it has one value per row, token and feature: (R, T, `width`)."""
+    expected = (*tokens.mask.shape, width)
+    if perturbation.shape != expected:
         raise UsageError(
-            f"perturbation: its shape is {tuple(perturbation.shape)}, but the input of the layer is {tuple(x.shape)}; "
+            f"perturbation: its shape is {tuple(perturbation.shape)}, but the input of the layer is {expected}; "
             "make one value per row, token and feature"
         )
+    return perturbation
+
+
+def perturbed(x: Tensor, perturbation: Tensor) -> Tensor:
+    """`x` + `perturbation`, both (R, T, D), in the type of `x`, so that a zero perturbation changes no bit."""
     return x + perturbation.to(x.dtype)
 
 

@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from smoothtune.config.experiment import ModelConfig
 from smoothtune.config.problems import problems_of
-from smoothtune.errors import ModelFileError
+from smoothtune.errors import ModelFileError, UsageError
 from smoothtune.files import folder_aside
 from smoothtune.nn.encoder import Encoder
 from smoothtune.nn.model import MultiTaskModel, build_model
@@ -51,9 +51,19 @@ def write_model_folder(
     tokenizer: str,
     provenance: Mapping[str, Any],
 ) -> None:
-    """Write the folder whole or not at all, replacing an older one. `tokenizer` is the text of tokenizer.json."""
+    """Write the folder whole or not at all, replacing an older one. `tokenizer` is the text of tokenizer.json.
+
+    Raises `UsageError` while a LoRA is merged: the encoder's weights are not its own then.
+    """
+    if model.merged is not None:
+        raise UsageError(
+            f"{folder}: the LoRA of task {model.merged!r} is merged into the encoder; unmerge it, then write"
+        )
     with folder_aside(folder) as aside:
         table = config.model_dump(mode="json", exclude_none=True)
+        for part in ("lora", "adapters"):  # models without any stay readable for releases that know of none
+            if not table[part]:
+                del table[part]
         (aside / "config.toml").write_text(tomli_w.dumps(table), encoding="utf-8")
         _write_json(aside / "encoder.json", model.encoder.architecture)
         _write_json(aside / "labels.json", labels)
@@ -109,7 +119,9 @@ def _build_model(folder: Path, config: ModelConfig, labels: Labels) -> MultiTask
     encoder = _build_encoder(folder / "encoder.json", config)
     try:
         with _Undrawn():
-            return build_model(encoder, config.tasks, config.trunks, labels, seed=0)
+            return build_model(
+                encoder, config.tasks, config.trunks, labels, seed=0, lora=config.lora, adapters=config.adapters
+            )
     except KeyError as error:
         raise ModelFileError(f"{folder / 'config.toml'}: a task names the trunk {error}, which is not there") from None
 
@@ -147,10 +159,20 @@ def _read_config(path: Path) -> ModelConfig:
             "use the release that wrote it"
         )
     try:
-        return ModelConfig.model_validate(table)
+        return _checked(path, ModelConfig.model_validate(table))
     except ValidationError as error:
         problems = "; ".join(str(problem) for problem in problems_of(error, ModelConfig))
         raise ModelFileError(f"{path}: {problems}") from None
+
+
+def _checked(path: Path, config: ModelConfig) -> ModelConfig:
+    """`config`, if adaptations are those of its tasks."""
+    for part, named in (("lora", config.lora), ("adapters", config.adapters)):
+        strange = [task for task in named if task not in config.tasks]
+        if strange:
+            tasks = ", ".join(config.tasks)
+            raise ModelFileError(f"{path}: {part} names {strange[0]!r}, which is none of its tasks ({tasks})")
+    return config
 
 
 def _read_labels(path: Path, config: ModelConfig) -> dict[str, tuple[str, ...] | None]:

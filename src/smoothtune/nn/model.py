@@ -5,18 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from smoothtune.config.adaptations import AdapterOptions, LoraOptions
 from smoothtune.config.experiment import kind_of, trunk_name, trunk_options
 from smoothtune.config.tasks import AnyShape
+from smoothtune.errors import UsageError
+from smoothtune.nn.adaptation import Adaptation, Adaptations
 from smoothtune.nn.dropout import name_places
 from smoothtune.nn.encoder import Encoder
+from smoothtune.nn.fresh import fresh_adapters, fresh_lora
+from smoothtune.nn.merging import Merged
+from smoothtune.nn.mixing import repeated
 from smoothtune.registry import resolve
 from smoothtune.runtime.random import stream_number
-from smoothtune.types import Batch, Input, Kind
+from smoothtune.types import Batch, Input, Kind, MixedBatch
 
 
 class Named(nn.Module):
@@ -32,6 +39,10 @@ class Named(nn.Module):
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._modules)
+
+    def find(self, name: str) -> Any:
+        """The module of that name, None where there is none."""
+        return self._modules.get(name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +63,41 @@ class TaskNode:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Logits of a batch, (B, C) or (B,), and the encoder's layer inputs (R, T, D) when they were asked for."""
+    """Logits of a batch, (B, C) or (B,), token states (R, T, D), and layer inputs (R, T, D) when they were asked for."""
 
     logits: Tensor
+    states: Tensor
     inputs: tuple[Tensor, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """What a pass takes from an earlier pass over the same batch.
+
+    `start` (R, T, D): the input of the pass's `layer`, where it then begins. `rows` (R,) bool with `states` (R, T, D): the
+    encoder need compute these rows alone, the others keep their states.
+    """
+
+    start: Tensor | None = None
+    rows: Tensor | None = None
+    states: Tensor | None = None
+
+    def completed(self, states: Tensor) -> Tensor:
+        """`states` (R, T, D) of the pass, with those of the earlier pass in the rows that were not wanted."""
+        if self.rows is None or self.states is None:
+            return states
+        return torch.where(self.rows[:, None, None], states, self.states.to(states.dtype))
+
+
+_NOTHING = Earlier()
+_NONE: Mapping[str, nn.Module] = MappingProxyType({})
+
+
 class MultiTaskModel(nn.Module):
-    """The shared encoder with a trunk and an output for every task (Liu et al., 2019, MT-DNN; Wang, section 3)."""
+    """The shared encoder with a trunk and an output for every task (Liu et al., 2019, MT-DNN; Wang, section 3).
+
+    A task may have LoRA and adapters of its own, which stand beside the encoder: they are no part of it.
+    """
 
     def __init__(
         self,
@@ -67,12 +105,18 @@ class MultiTaskModel(nn.Module):
         trunks: Mapping[str, nn.Module],
         outputs: Mapping[str, nn.Module],
         tasks: Mapping[str, TaskNode],
+        *,
+        lora: Mapping[str, nn.Module] = _NONE,
+        adapters: Mapping[str, nn.Module] = _NONE,
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.trunks = Named(trunks)
         self.outputs = Named(outputs)
+        self.lora = Named(lora)
+        self.adapters = Named(adapters)
         self.tasks = dict(tasks)
+        self._merged: Merged | None = None
         name_places(self)
 
     @property
@@ -81,7 +125,13 @@ class MultiTaskModel(nn.Module):
         return next(self.parameters()).device
 
     def forward(
-        self, batch: Batch, *, perturbation: Tensor | None = None, layer: int = 0, keep_inputs: bool = False
+        self,
+        batch: Batch,
+        *,
+        perturbation: Tensor | None = None,
+        layer: int = 0,
+        keep_inputs: bool = False,
+        earlier: Earlier = _NOTHING,
     ) -> Answer:
         """The answers to a batch of one task.
 
@@ -91,14 +141,79 @@ class MultiTaskModel(nn.Module):
         if batch.states is not None:
             if perturbation is not None or keep_inputs:
                 raise ValueError(f"task {batch.task}: kept states have no layer inputs; make the batch without states")
-            return Answer(self.answer(batch.task, batch.states, batch.tokens.mask), ())
-        encoded = self.encoder(batch.tokens, perturbation=perturbation, layer=layer, keep_inputs=keep_inputs)
-        return Answer(self.answer(batch.task, encoded.states, batch.tokens.mask), encoded.inputs)
+            return Answer(self.answer(batch.task, batch.states, batch.tokens.mask), batch.states, ())
+        encoded = self.encoder(
+            batch.tokens,
+            perturbation=perturbation,
+            layer=layer,
+            keep_inputs=keep_inputs,
+            start=earlier.start,
+            rows=earlier.rows,
+            adaptations=Adaptations.of([(len(batch.tokens.mask), self.adaptation_of(batch.task))]),
+        )
+        states = earlier.completed(encoded.states)
+        return Answer(self.answer(batch.task, states, batch.tokens.mask), states, encoded.inputs)
 
     def answers(self, batch: Batch, tasks: Iterable[str]) -> dict[str, Tensor]:
-        """Logits of several tasks that read the same input, from one pass of the encoder, by task."""
-        states = self.encoder(batch.tokens).states if batch.states is None else batch.states
-        return {task: self.answer(task, states, batch.tokens.mask) for task in tasks}
+        """Logits of several tasks that read the same input, from one pass of the encoder, by task.
+
+        Tasks without adaptations of their own share the rows of that pass.
+        """
+        if batch.states is not None:
+            return {task: self.answer(task, batch.states, batch.tokens.mask) for task in tasks}
+        return self.mixed_answers(repeated(batch, self.sharing(tasks)))
+
+    def mixed_answers(self, batch: MixedBatch) -> dict[str, Tensor]:
+        """Logits by task of a mixed batch, from one pass of the encoder: each row goes through its own adaptation."""
+        runs = [(part.rows, self.adaptation_of(part.tasks[0])) for part in batch.parts]
+        states = self.encoder(batch.tokens, adaptations=Adaptations.of(runs)).states
+        found: dict[str, Tensor] = {}
+        begin = 0
+        for part in batch.parts:
+            rows = slice(begin, begin + part.rows)
+            mine, mask = states[rows, : part.width], batch.tokens.mask[rows, : part.width]
+            found.update({task: self.answer(task, mine, mask) for task in part.tasks})
+            begin += part.rows
+        return found
+
+    def adaptation_of(self, task: str) -> Adaptation:
+        """The task's own LoRA and adapters. Raises `UsageError` while the LoRA of another task is merged."""
+        lora = self.lora.find(task)
+        if self._merged is not None:
+            if self._merged.task != task:
+                raise UsageError(
+                    f"task {task!r}: the LoRA of {self._merged.task!r} is merged into the encoder; unmerge it first"
+                )
+            lora = None  # it is in the weights
+        return Adaptation(lora, self.adapters.find(task))
+
+    def sharing(self, tasks: Iterable[str]) -> list[tuple[str, ...]]:
+        """`tasks` in groups that share the rows of a pass: those of the bare encoder, and each of the others alone."""
+        names = list(tasks)
+        bare = tuple(task for task in names if self.adaptation_of(task).empty)
+        return [group for group in (bare, *((task,) for task in names if task not in bare)) if group]
+
+    @property
+    def merged(self) -> str | None:
+        """The task whose LoRA is merged into the encoder; None for none."""
+        return None if self._merged is None else self._merged.task
+
+    def merge(self, task: str) -> None:
+        """Write the task's LoRA into the encoder's weights: until `unmerge` it costs nothing, and no other task can answer.
+
+        Raises `UsageError` for a task without LoRA, and where one is merged already.
+        """
+        if self._merged is not None:
+            raise UsageError(f"merge: the LoRA of {self._merged.task!r} is merged already; unmerge it first")
+        if task not in self.lora:
+            raise UsageError(f"merge: task {task!r} has no LoRA; tasks that have: {', '.join(self.lora) or 'none'}")
+        self._merged = Merged(self.encoder, task, self.lora[task])
+
+    def unmerge(self) -> None:
+        """Put the encoder's weights back as they were before `merge`, to the bit; without one nothing happens."""
+        if self._merged is not None:
+            self._merged.undo()
+            self._merged = None
 
     def answer(self, task: str, states: Tensor, mask: Tensor) -> Tensor:
         """Logits from token states (R, T, D) and mask (R, T); the two texts of pairs lie stacked."""
@@ -145,8 +260,13 @@ def build_model(
     labels: Mapping[str, tuple[str, ...] | None],
     *,
     seed: int,
+    lora: Mapping[str, LoraOptions] = MappingProxyType({}),
+    adapters: Mapping[str, AdapterOptions] = MappingProxyType({}),
 ) -> MultiTaskModel:
-    """A model with fresh trunks and outputs; each part is drawn from a stream named by (seed, part)."""
+    """A model with fresh trunks and outputs; each part is drawn from a stream named by (seed, part).
+
+    `lora` and `adapters` are those of the tasks that have them. Raises `UsageError` where the encoder cannot have them.
+    """
     nodes = describe_tasks(shapes, trunks, labels)
     options = {node.trunk: trunk_options(name, shapes[name], dict(trunks)) for name, node in nodes.items()}
     built: dict[str, nn.Module] = {}
@@ -163,7 +283,14 @@ def build_model(
                 value_range=node.value_range,
                 squash=bool(getattr(shapes[name], "squash", False)),
             )
-    return MultiTaskModel(encoder, built, outputs, nodes)
+    return MultiTaskModel(
+        encoder,
+        built,
+        outputs,
+        nodes,
+        lora=fresh_lora(encoder, lora, seed=seed),
+        adapters=fresh_adapters(encoder, adapters, seed=seed),
+    )
 
 
 @contextmanager
@@ -175,7 +302,7 @@ def _fresh(seed: int, *part: str) -> Iterator[None]:
 
 
 def selected(model: MultiTaskModel, selectors: Iterable[str], tasks: Iterable[str]) -> dict[str, nn.Parameter]:
-    """The parameters that `selectors` name, by full name; `trunks` and `outputs` mean those of `tasks`.
+    """The parameters that `selectors` name, by full name; `trunks`, `outputs`, `lora` and `adapters` mean those of `tasks`.
 
     A part without parameters may be meant by `trunks` (a mean has none), but not by its own name: `ValueError`.
     """
@@ -202,6 +329,6 @@ def _names(model: MultiTaskModel, selector: str, parameter: str, tasks: list[str
         return parameter.startswith("encoder.") and model.encoder.depth_of(parameter.removeprefix("encoder.")) in depths
     if selector == "trunks":
         return any(parameter.startswith(f"trunks.{model.tasks[task].trunk}.") for task in tasks)
-    if selector == "outputs":
-        return any(parameter.startswith(f"outputs.{task}.") for task in tasks)
+    if selector in ("outputs", "lora", "adapters"):
+        return any(parameter.startswith(f"{selector}.{task}.") for task in tasks)
     return parameter.startswith(f"{selector}.")

@@ -80,7 +80,7 @@ class Reading(nn.Module):
 
     def forward(self, raw: Tensor) -> Tensor:
         """`raw` (B, C) to (B, C) for classification and (B,) for the others, float32."""
-        raw = raw.float()
+        raw = raw.float() if raw.dtype in (torch.bfloat16, torch.float16) else raw
         if self.kind == "classification":
             return raw
         single = raw.squeeze(1)

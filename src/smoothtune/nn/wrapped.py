@@ -7,16 +7,19 @@ says. It knows nothing of files, tasks or training.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
-from smoothtune.errors import ModelFileError
-from smoothtune.nn.encoder import Encoded, Encoder, matched_state, perturbed
+from smoothtune.config.adaptations import Target
+from smoothtune.errors import ModelFileError, UsageError
+from smoothtune.nn.adaptation import Adaptations, in_layers
+from smoothtune.nn.encoder import Encoded, Encoder, fitting, matched_state, perturbed
+from smoothtune.nn.wrapped_products import adapting, product_names
 from smoothtune.runtime.random import seeded_globally
 from smoothtune.types import Tokens
 
@@ -46,28 +49,80 @@ class WrappedEncoder(Encoder):
         self.depth = config.num_hidden_layers
         self.max_tokens = _max_tokens(self.model.embeddings)
         accepts = inspect.signature(self.model.forward).parameters
+        self._positions_adapt = bool(getattr(config, "share_att_key", False))
         self._reads_segments = "token_type_ids" in accepts and getattr(config, "type_vocab_size", 0) > 1
         if getattr(self.model, "pooler", None) is not None:
             self.model.pooler = None
 
     def forward(
-        self, tokens: Tokens, *, perturbation: Tensor | None = None, layer: int = 0, keep_inputs: bool = False
+        self,
+        tokens: Tokens,
+        *,
+        perturbation: Tensor | None = None,
+        layer: int = 0,
+        keep_inputs: bool = False,
+        start: Tensor | None = None,
+        rows: Tensor | None = None,
+        adaptations: Adaptations | None = None,
     ) -> Encoded:
-        """See `Encoder.forward`. Hooks live for this pass only; a model may not run two passes at the same time."""
+        """See `Encoder.forward`. Hooks live for this pass only; a model may not run two passes at the same time.
+
+        All rows are computed, whatever `rows` says: their dropout masks are drawn together. Runs of rows with adaptations of
+        their own cannot share a pass where positions go through the products of query and key (DeBERTa v3).
+        """
+        if adaptations is not None and len(adaptations.runs) > 1 and self._positions_adapt:
+            return self._run_by_run(tokens, perturbation, layer, keep_inputs, adaptations)
         self.check(tokens, layer)
+        if start is not None:
+            raise UsageError("start: this encoder begins every pass at the tokens; leave `start` out")
         given = {"input_ids": tokens.input_ids, "attention_mask": tokens.mask.long()}
         if self._reads_segments and tokens.segments is not None:
             given["token_type_ids"] = tokens.segments
         inputs: list[Tensor] = []
         with ExitStack() as during:
             if perturbation is not None:
-                during.enter_context(self._perturb(perturbation, layer))
+                during.enter_context(self._perturb(fitting(perturbation, tokens, self.width), layer))
             for block in self._layers() if keep_inputs else ():
                 during.enter_context(_on_input(block, inputs.append))
+            if adaptations is not None:
+                during.enter_context(self._adapting(adaptations))
             if self.training:
                 during.enter_context(seeded_globally("encoder", tokens.input_ids.device))
             states: Tensor = self.model(**given, return_dict=True).last_hidden_state
         return Encoded(states, tuple(inputs))
+
+    @contextmanager
+    def _adapting(self, adaptations: Adaptations) -> Iterator[None]:
+        names, changes = self._products(), in_layers(adaptations.spans(), self.depth)
+        with ExitStack() as during:
+            for block, change in zip(self._layers(), changes, strict=True):
+                during.enter_context(adapting(block, names, change))
+            yield
+
+    def _run_by_run(
+        self, tokens: Tokens, perturbation: Tensor | None, layer: int, keep_inputs: bool, adaptations: Adaptations
+    ) -> Encoded:
+        """The same, with a pass for every run of rows."""
+        found: list[Encoded] = []
+        for span in adaptations.spans():
+            rows, alone = slice(span.begin, span.end), Adaptations.of([(span.end - span.begin, span.adaptation)])
+            part = tokens.rows(span.begin, span.end)
+            change = None if perturbation is None else perturbation[rows]
+            found.append(self(part, perturbation=change, layer=layer, keep_inputs=keep_inputs, adaptations=alone))
+        inputs = zip(*(part.inputs for part in found), strict=True)
+        return Encoded(torch.cat([part.states for part in found]), tuple(map(torch.cat, inputs)))
+
+    def weight_of(self, layer: int, target: Target) -> Tensor:
+        """See `Encoder.weight_of`."""
+        weight = self._layers()[layer].get_submodule(self._products()[target]).weight
+        return cast(Tensor, weight).detach()
+
+    def hub_path(self, layer: int, target: Target) -> str:
+        """See `Encoder.hub_path`."""
+        return f"{self.layers_path.removeprefix('model.')}.{layer}.{self._products()[target]}"
+
+    def _products(self) -> Mapping[Target, str]:
+        return product_names(self._layers()[0], str(self.architecture.get("model_type")))
 
     def hub_state(self) -> dict[str, Tensor]:
         """See `Encoder.hub_state`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from smoothtune.types import Kind
 
 DropoutMode = Literal["as_clean", "fresh", "off"]
+Distribution = Literal["normal", "uniform"]
 
 
 class LogitsOf(Protocol):
@@ -23,10 +24,13 @@ class LogitsOf(Protocol):
         layer: int = 0,
         dropout: DropoutMode = "as_clean",
         weights: Mapping[str, Tensor] | None = None,
+        learn: bool = True,
     ) -> Tensor:
         """Logits, (B, C) or (B,), with `perturbation` (R, T, D) added to the input of `layer`.
 
-        `dropout`: the clean pass's masks, new ones, or none. `weights`: other parameters by name, used functionally.
+        `dropout`: the clean pass's masks, new ones, or none. With a perturbation and the clean pass's masks the pass
+        begins at `layer`, from the clean pass's states, where the encoder can. `weights`: other parameters by name, used
+        functionally. Without `learn` no gradient reaches the parameters, only the perturbation: a cheaper backward pass.
         """
         ...
 
@@ -35,7 +39,7 @@ class StatesAt(Protocol):
     """Token states of the clean pass."""
 
     def __call__(self, layer: int) -> Tensor:
-        """The input of `layer` in the clean pass, detached, (R, T, D)."""
+        """The input of `layer` in the clean pass, detached, (R, T, D). `layer` is one that the regulariser declared."""
         ...
 
 
@@ -55,12 +59,22 @@ class Divergence(Protocol):
         ...
 
 
+class Draw(Protocol):
+    """Random numbers of the regulariser's own stream in this step."""
+
+    def __call__(self, like: Tensor, distribution: Distribution) -> Tensor:
+        """float32 draws of the shape of `like`: standard normal, or uniform in [-1, 1)."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Look:
     """One batch as a regulariser sees it.
 
-    `mask` (R, T) bool, `logits` those of the clean pass with their gradient; `progress` is the share of the stage's
-    steps that are done, 0 to 1.
+    `mask` (R, T) bool, False where nothing may be perturbed; `logits` those of the clean pass with their gradient;
+    `progress` is the share of the stage's steps that are done, 0 to 1. `divergence` is symmetric, `one_sided(p, q)` is
+    KL(p || q). `weights()` are the parameters that train, by name, detached. `narrowed(rows)` is the same Look at the
+    examples `rows` (B',) int64 alone: logits and values are of these, perturbations keep their shape.
     """
 
     task: str
@@ -70,21 +84,42 @@ class Look:
     mask: Tensor
     logits: Tensor
     divergence: Divergence
+    one_sided: Divergence
     loss_of: ExampleValues
+    draw: Draw
+    weights: Callable[[], Mapping[str, Tensor]]
+    narrowed: Callable[[Tensor], Look]
     progress: float
 
 
 class Regulariser(Protocol):
-    """A term added to the loss; it may keep a memory, which is saved with the optimiser."""
+    """A term added to the loss; it may keep a memory, which is saved with the optimiser.
+
+    `name` is that of the loss part, `layers` the layers whose input it asks for, `precision` the dtype it needs (None: any).
+    """
 
     name: str
+    layers: tuple[int, ...]
+    precision: Literal["float32", "bfloat16"] | None
+
+    def applies(self, task: str) -> bool:
+        """Whether it is for this task at all."""
+        ...
+
+    def due(self, task: str) -> bool:
+        """Whether it looks at the task's next batch."""
+        ...
+
+    def count(self, task: str) -> None:
+        """One more batch of the task has passed, looked at or not."""
+        ...
 
     def __call__(self, look: Look) -> tuple[Tensor, dict[str, float]]:
         """The weighted term (a scalar) and a small record of what was done."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Its memory."""
+        """Its memory: tensors and plain numbers, by name."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

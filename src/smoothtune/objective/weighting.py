@@ -120,6 +120,14 @@ class WeightingProduct(nn.Module):
                 loss = loss * factor
         return loss, penalty
 
+    def factor(self, task: str) -> float:
+        """The present factor of a task's loss, without gradient."""
+        found = 1.0
+        for part in self.parts:
+            value = part.factor(task)  # type: ignore[operator]
+            found *= float(value.detach()) if isinstance(value, Tensor) else value
+        return found
+
     def factors(self) -> dict[str, float]:
         """The present factor of each task that a trainable part knows; empty without one."""
         learned = [part for part in self.parts if isinstance(part, LearnedWeighting)]

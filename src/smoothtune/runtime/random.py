@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
@@ -112,6 +113,15 @@ def keep_mask(place: str, shape: torch.Size, rate: float, device: torch.device) 
     if kept is None:
         kept = torch.from_numpy(draws(number, rows, width) >= round(rate * _LEVELS))
     return kept.view(shape)
+
+
+def drawn(stream: int, like: Tensor, distribution: Literal["normal", "uniform"]) -> Tensor:
+    """float32 draws of stream `stream`, of the shape of `like`: standard normal, or uniform in [-1, 1)."""
+    generator = torch.Generator(like.device).manual_seed(stream)
+    found = torch.empty(like.shape, device=like.device)
+    if distribution == "normal":
+        return found.normal_(generator=generator)
+    return found.uniform_(-1, 1, generator=generator)
 
 
 def draws(stream: int, rows: int, width: int) -> np.ndarray:

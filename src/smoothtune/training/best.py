@@ -27,8 +27,8 @@ class BestState:
         state = self._model.state_dict()
         self._kept = {name: state[name].detach().clone() for name in self._names}  # whole, whenever Ctrl-C comes
 
-    def restore(self, prefix: str = "") -> None:
-        """Put the kept state back where names begin with `prefix`; without a kept state nothing happens."""
+    def restore(self, prefix: str | tuple[str, ...] = "") -> None:
+        """Put the kept state back where names begin with `prefix`, or one of several; without a kept state nothing happens."""
         state = self._model.state_dict()
         with torch.no_grad():
             for name, tensor in self._kept.items():

@@ -152,17 +152,25 @@ def run_epochs(parts: LoopParts) -> Iterator[StepReport | EpochReport]:
 
 
 def put_frozen_to_rest(module: StepModule) -> None:
-    """Modules whose every parameter is frozen are put into eval mode: no dropout, no running statistics."""
-    _rest(module.model)
+    """Modules whose every parameter is frozen are put into eval mode: no running statistics, and no dropout.
+
+    With the step's `frozen_dropout` only what has running statistics rests.
+    """
+    _rest(module.model, module.frozen_dropout)
 
 
-def _rest(module: torch.nn.Module) -> None:
+def _rest(module: torch.nn.Module, keep_dropout: bool) -> None:
     own = [parameter.requires_grad for parameter in module.parameters()]
-    if own and not any(own):
-        module.eval()  # the module's own `eval` decides for what it holds: an LSTM must stay in training mode
+    if not own or any(own):
+        for child in module.children():
+            _rest(child, keep_dropout)
         return
-    for child in module.children():
-        _rest(child)
+    for part in _with_statistics(module) if keep_dropout else [module]:
+        part.eval()  # the module's own `eval` decides for what it holds: an LSTM must stay in training mode
+
+
+def _with_statistics(module: torch.nn.Module) -> list[torch.nn.Module]:
+    return [part for part in module.modules() if "running_mean" in dict(part.named_buffers(recurse=False))]
 
 
 def _optimiser_step(

@@ -38,7 +38,8 @@ def _rate(model: MultiTaskModel, name: str, stage: Stage) -> float:
     rates: Rates = stage.learning_rate
     part, _, rest = name.partition(".")
     if part != "encoder":
-        return rates.trunks if part == "trunks" else rates.outputs
+        by_part = {"trunks": rates.trunks, "lora": rates.adaptations, "adapters": rates.adaptations}
+        return by_part.get(part, rates.outputs)
     above = model.encoder.depth + 1 - model.encoder.depth_of(rest)
     return rates.encoder * stage.layer_decay ** max(above - 1, 0)
 

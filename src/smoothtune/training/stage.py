@@ -6,9 +6,9 @@ Knows nothing of files, printing or how scores are computed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -17,67 +17,74 @@ from smoothtune.config.stage import Stage
 from smoothtune.data.batching import BatchStream, Examples
 from smoothtune.data.schedules import Schedule
 from smoothtune.errors import UsageError
-from smoothtune.nn.model import MultiTaskModel, selected
+from smoothtune.nn.model import MultiTaskModel
 from smoothtune.objective.look import Regulariser
 from smoothtune.objective.weighting import TaskFacts, WeightingProduct
 from smoothtune.registry import resolve
 from smoothtune.training.adamw import KernelAdamW
 from smoothtune.training.best import BestState
 from smoothtune.training.loop import EpochReport, LoopParts, StepReport, run_epochs
+from smoothtune.training.notices import Notice, Notices
 from smoothtune.training.optimiser import build_optimiser, build_rates, parameter_groups
+from smoothtune.training.probe import Probe, Records, probe_batch
+from smoothtune.training.rule import Rule, StageScores
+from smoothtune.training.selection import chosen_parameters, counted
 from smoothtune.training.step import StepModule
-from smoothtune.training.stopping import Stopping
-
-
-class StageScores(Protocol):
-    """What stopping needs of an evaluation."""
-
-    def value(self, metric: str) -> float:
-        """The value of a stage's `stop.metric`: `score`, `plain_mean`, `TASK` or `TASK.METRIC`."""
-        ...
-
-    @property
-    def main(self) -> Mapping[str, float]:
-        """Main metric by task."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
 class StageBegin:
-    """Before the first step: what trains, and its share of all parameters."""
+    """Before the first step: what trains, and its share of all parameters.
+
+    `trains` counts the parameters that train by part: `encoder` or its layers, `trunks.NAME`, `outputs.TASK`,
+    `lora.TASK`, `adapters.TASK`.
+    """
 
     stage: str
     tasks: tuple[str, ...]
     steps: int
-    trained: int
+    trains: dict[str, int]
     parameters: int
     dtype: str
+
+    @property
+    def trained(self) -> int:
+        """The number of parameters that train."""
+        return sum(self.trains.values())
 
 
 @dataclass(frozen=True, slots=True)
 class StageEpoch:
     """After an epoch: the loop's report, whether this is the new best, and the tasks that finished with it.
 
-    Where the state that the stage began with is the one to beat, it comes first, as epoch -1.
+    Where the state that the stage began with is the one to beat, it comes first, as epoch -1. `probe` holds what the
+    regularisers do to this state, by task and regulariser.
     """
 
     report: EpochReport
     best: bool
     finished: tuple[str, ...]
     factors: dict[str, float]
+    probe: Records = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class StageEnd:
-    """After the stage: why it ended and the best value of its metric (nan when there was none)."""
+    """After the stage: why it ended and the best value of its metric (nan when there was none).
+
+    `before` are the scores of the state that the stage began with, None where that was no result; `after` those of the
+    state that it leaves.
+    """
 
     stage: str
     reason: str
     metric: str
     best: float
+    before: Any = None
+    after: Any = None
 
 
-StageEvent = StageBegin | StepReport | StageEpoch | StageEnd
+StageEvent = StageBegin | StepReport | StageEpoch | Notice | StageEnd
 
 
 @dataclass(slots=True)
@@ -99,7 +106,7 @@ class StageRun:
     regularisers: Sequence[Regulariser] = ()
     entry_counts: bool = False
     _best: BestState | None = field(init=False, default=None)
-    _rule: _Rule | None = field(init=False, default=None)
+    _rule: Rule | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         """Raises `UsageError` where regularisers are to look at the layers of an encoder that does not run."""
@@ -122,23 +129,34 @@ class StageRun:
     def _events(self) -> Iterator[StageEvent]:
         chosen = self._choose()
         self._best = best = BestState(self.model, chosen)
-        self._rule = rule = _Rule(self.stage, tuple(self.examples))
+        self._rule = rule = Rule(self.stage, tuple(self.examples))
         if self.entry_counts:
             best.keep()
         parts = self._parts(chosen)
         everything = sum(parameter.numel() for parameter in self.model.parameters())
-        trained = sum(parameter.numel() for parameter in chosen.values())
         dtype = str(self.dtype).removeprefix("torch.")
-        yield StageBegin(self.stage.name, parts.schedule.active, parts.total_steps, trained, everything, dtype)
+        yield StageBegin(
+            self.stage.name,
+            parts.schedule.active,
+            parts.total_steps,
+            counted(chosen, self.stage.train),
+            everything,
+            dtype,
+        )
+        probe, notices = self._probe(parts), Notices(self.stage.name, self.regularisers, dtype)
+        records = probe(0, 0.0)
+        before = after = None
         if self.entry_counts:
-            scores = self.evaluate(self.model)
-            rule.start(scores, self.model)
-            entry = EpochReport(self.stage.name, -1, 0, 0.0, {}, {}, scores, 0)
-            yield StageEpoch(entry, True, (), parts.module.weighting.factors())
+            before = after = self.evaluate(self.model)
+            rule.start(before, self.model)
+            entry = EpochReport(self.stage.name, -1, 0, 0.0, {}, {}, before, 0)
+            yield StageEpoch(entry, True, (), parts.module.weighting.factors(), records)
+        yield from notices.new(records)  # before hours are spent on a term that does nothing
         for report in run_epochs(parts):
             if isinstance(report, StepReport):
                 yield report
                 continue
+            records = probe(report.step, report.step / parts.total_steps)
             improved, finished = rule.take(report.dev)
             for task in rule.improved_tasks:
                 rule.keep_task(task, self.model)
@@ -148,12 +166,17 @@ class StageRun:
                 rule.restore_task(task)
             if improved:
                 best.keep()
-            yield StageEpoch(report, improved, finished, parts.module.weighting.factors())
+            if improved or not best.kept:
+                after = report.dev
+            yield StageEpoch(report, improved, finished, parts.module.weighting.factors(), records)
+            yield from notices.new(records)
             if rule.done:
                 break
         self.restore()
+        if rule.finished:  # their best outputs stand beside the best epoch's rest: a state that no epoch has scored
+            after = self.evaluate(self.model)
         value = rule.stopping.best if math.isfinite(rule.stopping.best) else math.nan
-        yield StageEnd(self.stage.name, rule.reason, self.stage.stop.metric, value)
+        yield StageEnd(self.stage.name, rule.reason, self.stage.stop.metric, value, before, after)
 
     def restore(self) -> bool:
         """Put the best state back, and the best output of each finished task; whether there was a best state."""
@@ -175,7 +198,13 @@ class StageRun:
     def _parts(self, chosen: Mapping[str, torch.nn.Parameter]) -> LoopParts:
         stage = self.stage
         weighting = WeightingProduct(stage.weighting, {name: self.facts[name] for name in self.examples})
-        module = StepModule(self.model, weighting, dtype=self.dtype, regularisers=self.regularisers)
+        module = StepModule(
+            self.model,
+            weighting,
+            dtype=self.dtype,
+            regularisers=self.regularisers,
+            frozen_dropout=stage.frozen_dropout,
+        )
         schedule = self._schedule()
         total = _total_steps(schedule, stage)
         optimiser = build_optimiser(parameter_groups(self.model, weighting.to(self.accelerator.device), chosen, stage))
@@ -186,6 +215,12 @@ class StageRun:
         return LoopParts(
             module, prepared, wrapped, rates, schedule, self.accelerator, stage, self.seed, total, self.evaluate
         )
+
+    def _probe(self, parts: LoopParts) -> Probe:
+        device, most = self.accelerator.device, self.stage.batch_size
+        looked_at = self.examples if self.regularisers else {}
+        batches = {name: probe_batch(rows, most, self.seed).to(device) for name, rows in looked_at.items()}
+        return Probe(parts.module, parts.trained, batches, self.seed, self.stage.name)
 
     def _schedule(self) -> Schedule:
         stage = self.stage
@@ -200,93 +235,7 @@ class StageRun:
         return schedule
 
 
-def chosen_parameters(model: MultiTaskModel, stage: Stage, tasks: tuple[str, ...]) -> dict[str, torch.nn.Parameter]:
-    """What the stage trains, by full name. Raises `UsageError` for a selection without parameters, or a task without any."""
-    try:
-        chosen = selected(model, stage.train, tasks)
-    except ValueError as error:
-        raise UsageError(f"stage {stage.name}: train: {error}; correct the selection") from None
-    for task in tasks:
-        parts = ("encoder.", f"trunks.{model.tasks[task].trunk}.", f"outputs.{task}.")
-        if not any(name.startswith(parts) for name in chosen):
-            what = f"{', '.join(stage.train)} leaves nothing to learn from task {task}"
-            raise UsageError(
-                f"stage {stage.name}: train: {what}; select its output, or leave it out of the stage's tasks"
-            )
-    return chosen
-
-
-def begins_trained(model: MultiTaskModel, tasks: tuple[str, ...], trained: Set[str]) -> bool:
-    """Whether all outputs and trunks of `tasks` are among the parameters already `trained`, so that the model is a result."""
-    heads = tuple(part for task in tasks for part in (f"outputs.{task}.", f"trunks.{model.tasks[task].trunk}."))
-    return {name for name, _ in model.named_parameters() if name.startswith(heads)} <= trained
-
-
 def _total_steps(schedule: Schedule, stage: Stage) -> int:
     wanted = schedule.group * stage.accumulate
     total = sum(-(-batches // wanted) for batches in schedule.epoch_batches())
     return total if stage.stop.max_steps is None else min(total, stage.stop.max_steps)
-
-
-class _Rule:
-    """The stage's stopping rule: one value for the whole stage, or one for each task."""
-
-    def __init__(self, stage: Stage, tasks: tuple[str, ...]) -> None:
-        stop = stage.stop
-        self._metric = stop.metric
-        self.stopping = Stopping(patience=stop.patience, threshold=stop.threshold)
-        self.by_task = (
-            {task: Stopping(patience=stop.patience, threshold=stop.threshold) for task in tasks}
-            if stop.per_task
-            else {}
-        )
-        self.task_best: dict[str, BestState] = {}
-        self.improved_tasks: tuple[str, ...] = ()
-        self._running = list(tasks)
-        self.reason = "all epochs done" if stop.max_steps is None else "all epochs or steps done"
-
-    def start(self, scores: StageScores, model: MultiTaskModel) -> None:
-        """Begin with the scores of `model` as those to beat."""
-        self.stopping.start(scores.value(self._metric))
-        for task, stopping in self.by_task.items():
-            stopping.start(scores.main[task])
-            self.keep_task(task, model)
-
-    def take(self, scores: StageScores) -> tuple[bool, tuple[str, ...]]:
-        """Whether the stage's value improved, and the tasks that finished now."""
-        improved = self.stopping.improves(scores.value(self._metric))
-        better = {
-            task: self.by_task[task].improves(scores.main[task]) for task in self._running if task in self.by_task
-        }
-        self.improved_tasks = tuple(task for task, value in better.items() if value)
-        finished = tuple(task for task in better if self.by_task[task].finished)
-        self._running = [task for task in self._running if task not in finished]
-        return improved, finished
-
-    def keep_task(self, task: str, model: MultiTaskModel) -> None:
-        """Keep the task's output as it is now."""
-        if task not in self.task_best:
-            names = [name for name, _ in model.named_parameters() if name.startswith(f"outputs.{task}.")]
-            self.task_best[task] = BestState(model, names)
-        self.task_best[task].keep()
-
-    def restore_task(self, task: str) -> None:
-        """Put the task's best output back, if it ever had one."""
-        if task in self.task_best:
-            self.task_best[task].restore(f"outputs.{task}.")
-
-    @property
-    def finished(self) -> tuple[str, ...]:
-        """The tasks that have finished by their own metric."""
-        return tuple(task for task in self.by_task if task not in self._running)
-
-    @property
-    def done(self) -> bool:
-        """Whether the stage ends now."""
-        if self.by_task:
-            if not self._running:
-                self.reason = "every task spent its patience"
-            return not self._running
-        if self.stopping.finished:
-            self.reason = f"no improvement of more than {self.stopping.threshold:g} in {self.stopping.patience} epochs"
-        return self.stopping.finished

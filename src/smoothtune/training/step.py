@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from smoothtune.nn.dropout import Dropout
-from smoothtune.nn.model import Answer, MultiTaskModel
-from smoothtune.objective.divergences import divergence
-from smoothtune.objective.look import DropoutMode, Look, Regulariser
+from smoothtune.nn.model import Answer, Earlier, MultiTaskModel
+from smoothtune.objective.divergences import divergence, one_sided_divergence
+from smoothtune.objective.look import Distribution, DropoutMode, Look, Regulariser
 from smoothtune.objective.losses import example_losses
 from smoothtune.objective.weighting import WeightingProduct
 from smoothtune.runtime.device import computing_in
-from smoothtune.runtime.random import Pass, drawing
+from smoothtune.runtime.random import Pass, drawing, drawn
 from smoothtune.types import Batch
 
 
@@ -45,81 +45,185 @@ class StepModule(nn.Module):
         *,
         dtype: torch.dtype,
         regularisers: Sequence[Regulariser] = (),
+        frozen_dropout: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
         self.weighting = weighting
         self.dtype = dtype
+        self.frozen_dropout = frozen_dropout
         self.regularisers = tuple(regularisers)
         self.records: dict[str, dict[str, float]] = {}
 
     def forward(self, batch: Batch, name: StepName) -> dict[str, Tensor]:
-        """Loss parts, scalars: `task` (weighted), `weight` (the weighting's penalty), one per regulariser.
+        """Loss parts, scalars: `task` (weighted), `weight` (the weighting's penalty), one per regulariser that looked.
 
-        `unweighted` is the task's mean loss without gradient, for reports; the others sum to what is minimised.
+        `unweighted` is the task's mean loss without gradient, for reports; the others sum to what is minimised. A
+        regulariser's term has the factor of its task's loss: w_t (L_t + lambda R_t).
         """
         assert batch.labels is not None
         kind = self.model.tasks[batch.task].kind
         clean = Pass(name.seed, name.stage, name.number, name.rank)
-        answer = self._pass(batch, clean, keep_inputs=bool(self.regularisers))
+        watching = [part for part in self.regularisers if part.applies(batch.task)]
+        looking = [part for part in watching if part.due(batch.task)]
+        dtype = self._dtype_of(looking)
+        answer = self._pass(batch, clean, dtype, keep_inputs=bool(looking))
         loss = example_losses(kind, answer.logits, batch.labels).mean()
         weighted, penalty = self.weighting(batch.task, loss)
         parts = {"task": weighted, "weight": penalty}
-        for regulariser in self.regularisers:
-            look = self._look(batch, answer, clean, regulariser.name, name.progress)
-            parts[regulariser.name], self.records[regulariser.name] = regulariser(look)
+        for part in looking:
+            look = self._look(_Clean(batch, answer, clean, dtype), part.name, name.progress)
+            term, self.records[part.name] = part(look)
+            parts[part.name] = term * self.weighting.factor(batch.task)
+        for part in watching:
+            part.count(batch.task)
         return {**parts, "unweighted": loss.detach()}
+
+    def looked(self, batch: Batch, current: Pass, regulariser: Regulariser, progress: float) -> Look:
+        """A Look after a clean pass named `current`, in the dtype of a step in which `regulariser` looks."""
+        dtype = self.dtype_with(regulariser, batch.task)
+        answer = self._pass(batch, current, dtype, keep_inputs=True)
+        return self._look(_Clean(batch, answer, current, dtype), regulariser.name, progress)
+
+    def dtype_with(self, regulariser: Regulariser, task: str) -> torch.dtype:
+        """The dtype of a step on `task` in which `regulariser` looks with all others of the stage, if it is one of them."""
+        together = [part for part in self.regularisers if part.applies(task)]
+        return self._dtype_of(together if regulariser in together else [regulariser])
+
+    def _dtype_of(self, looking: Sequence[Regulariser]) -> torch.dtype:
+        """All passes of a step have one dtype, or rounding alone would set them apart: the widest that is asked for."""
+        asked = {part.precision for part in looking} - {None}
+        if "float32" in asked:
+            return torch.float32
+        return torch.bfloat16 if asked else self.dtype
 
     def _pass(
         self,
         batch: Batch,
         current: Pass,
+        dtype: torch.dtype,
         *,
         perturbation: Tensor | None = None,
         layer: int = 0,
         keep_inputs: bool = False,
-        weights: Mapping[str, Tensor] | None = None,
+        earlier: Earlier | None = None,
     ) -> Answer:
         options = {"perturbation": perturbation, "layer": layer, "keep_inputs": keep_inputs}
-        swapped = _other_weights(self.model, {} if weights is None else weights)
-        with computing_in(self.dtype, batch.tokens.mask.device), drawing(current), swapped:
-            answer: Answer = self.model(batch, **options)
+        with computing_in(dtype, batch.tokens.mask.device), drawing(current):
+            answer: Answer = self.model(batch, **options, earlier=Earlier() if earlier is None else earlier)
         return answer
 
-    def _look(self, batch: Batch, answer: Answer, clean: Pass, regulariser: str, progress: float) -> Look:
-        node = self.model.tasks[batch.task]
-        passes = 0
-
-        def logits_of(
-            perturbation: Tensor | None = None,
-            *,
-            layer: int = 0,
-            dropout: DropoutMode = "as_clean",
-            weights: Mapping[str, Tensor] | None = None,
-        ) -> Tensor:
-            nonlocal passes
-            passes += 1
-            again = replace(clean, update_statistics=False)
-            if dropout == "fresh":
-                again = replace(again, name=f"{regulariser}.{passes}")
-            with _dropout_off(self.model, dropout == "off"):
-                return self._pass(batch, again, perturbation=perturbation, layer=layer, weights=weights).logits
+    def _look(self, clean: _Clean, regulariser: str, progress: float, chosen: Tensor | None = None) -> Look:
+        """What `regulariser` sees; `chosen` (B',) int64 are the examples it looks at, None for all."""
+        batch, node = clean.batch, self.model.tasks[clean.batch.task]
+        passes = _Passes(self, clean, regulariser, chosen)
+        labels = batch.labels
 
         def loss_of(logits: Tensor) -> Tensor:
-            assert batch.labels is not None
-            return example_losses(node.kind, logits, batch.labels)
+            assert labels is not None
+            return example_losses(node.kind, logits, labels if chosen is None else labels[chosen])
 
         return Look(
             task=batch.task,
             kind=node.kind,
-            logits_of=logits_of,
-            states_at=lambda layer: answer.inputs[layer].detach(),
-            mask=batch.tokens.mask,
-            logits=answer.logits,
+            logits_of=passes,
+            states_at=lambda layer: clean.answer.inputs[layer].detach(),
+            mask=batch.tokens.mask if passes.rows is None else batch.tokens.mask & passes.rows[:, None],
+            logits=passes.of_chosen(clean.answer.logits),
             divergence=lambda a, b: divergence(node.kind, a, b, span=node.span),
+            one_sided=lambda p, q: one_sided_divergence(node.kind, p, q, span=node.span),
             loss_of=loss_of,
+            draw=passes.draw,
+            weights=lambda: {name: part.detach() for name, part in self.model.named_parameters() if part.requires_grad},
+            narrowed=lambda rows: self._look(clean, regulariser, progress, rows),
             progress=progress,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Clean:
+    """The clean pass over a batch: its answer, its name and its dtype."""
+
+    batch: Batch
+    answer: Answer
+    name: Pass
+    dtype: torch.dtype
+
+
+class _Passes:
+    """Further passes over a batch, as one regulariser makes them; each has a name of its own."""
+
+    def __init__(self, module: StepModule, clean: _Clean, regulariser: str, chosen: Tensor | None) -> None:
+        self._module = module
+        self._clean = clean
+        # A narrowed Look has streams of its own: the choice of its examples has been drawn from those of the whole one.
+        self._label = f"{clean.name.name}.{regulariser}" + ("" if chosen is None else ".part")
+        self._chosen = chosen
+        self._count = self._draws = 0
+        self.rows = None if chosen is None else _rows_of(chosen, clean.batch)
+
+    def __call__(
+        self,
+        perturbation: Tensor | None = None,
+        *,
+        layer: int = 0,
+        dropout: DropoutMode = "as_clean",
+        weights: Mapping[str, Tensor] | None = None,
+        learn: bool = True,
+    ) -> Tensor:
+        """See `LogitsOf`."""
+        self._count += 1
+        clean, model = self._clean, self._module.model
+        again = replace(clean.name, update_statistics=False)
+        if dropout == "fresh":
+            again = replace(again, name=f"{self._label}.{self._count}")
+        earlier = self._earlier(layer, dropout == "as_clean" and weights is None, learn)
+        with _dropout_off(model, dropout == "off"), _other_weights(model, weights or {}), _learning(model, learn):
+            answer = self._module._pass(
+                clean.batch, again, clean.dtype, perturbation=perturbation, layer=layer, earlier=earlier
+            )
+        return self.of_chosen(answer.logits)
+
+    def of_chosen(self, logits: Tensor) -> Tensor:
+        """The logits of the chosen examples."""
+        return logits if self._chosen is None else logits[self._chosen]
+
+    def draw(self, like: Tensor, distribution: Distribution) -> Tensor:
+        """See `Draw`."""
+        self._draws += 1
+        number = replace(self._clean.name, name=self._label).number(f"draw.{self._draws}")
+        return drawn(number, like, distribution)
+
+    def _earlier(self, layer: int, same: bool, learn: bool) -> Earlier:
+        """What the clean pass spares this one: the layers below `layer`, if both are the `same`, and rows not chosen."""
+        answer = self._clean.answer
+        start = None
+        if same and self._module.model.encoder.begins_anywhere:
+            start = answer.inputs[layer] if learn else answer.inputs[layer].detach()
+        states = None if self.rows is None else answer.states.detach()
+        return Earlier(start, self.rows, states)
+
+
+def _rows_of(chosen: Tensor, batch: Batch) -> Tensor:
+    """The encoder's rows (R,) bool of the examples `chosen`; the two texts of pairs lie stacked."""
+    rows = torch.zeros(len(batch.tokens.mask), dtype=torch.bool, device=batch.tokens.mask.device)
+    rows.view(-1, len(batch))[:, chosen] = True
+    return rows
+
+
+class _learning:  # noqa: N801 - reads as a statement
+    """Without `learn`, what is computed inside has no gradient to the parameters: the backward pass then skips them."""
+
+    def __init__(self, model: nn.Module, learn: bool) -> None:
+        self._parameters = [] if learn else [part for part in model.parameters() if part.requires_grad]
+
+    def __enter__(self) -> None:
+        for parameter in self._parameters:
+            parameter.requires_grad_(False)
+
+    def __exit__(self, *_: object) -> None:
+        for parameter in self._parameters:
+            parameter.requires_grad_(True)
 
 
 @contextmanager

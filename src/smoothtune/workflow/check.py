@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from smoothtune.config.cross_checks import layers_of
 from smoothtune.config.experiment import Experiment, trunk_options
 from smoothtune.config.loading import load
+from smoothtune.config.stage import Stage
 from smoothtune.data.columns import blocks, gathered
 from smoothtune.data.findings import Leaks, Matches
 from smoothtune.data.leaks import TrainingKeys, leaks
@@ -22,8 +23,9 @@ from smoothtune.data.length_counts import LengthCounts
 from smoothtune.data.repeats import repeats
 from smoothtune.data.task_data import Split, TaskData, measurements, read_tasks, token_columns
 from smoothtune.data.tokenising import load_tokenizer
-from smoothtune.errors import ConfigurationError, ModelFileError, Problem
+from smoothtune.errors import ConfigurationError, ModelFileError, Problem, UsageError
 from smoothtune.files import cache_folder
+from smoothtune.nn.encoder import Encoder
 from smoothtune.nn.pretrained import build_encoder, find_checkpoint, read_architecture
 from smoothtune.types import Kind
 
@@ -70,10 +72,16 @@ class SplitReport:
 
 @dataclass(frozen=True, slots=True)
 class CheckReport:
-    """Reports by task and split, and the names of the stages that train nothing in the encoder."""
+    """Reports by task and split, and the names of the stages that train nothing in the encoder and have no dropout in it.
+
+    `looked_into` and `adapted` name those of them that encode at every step all the same: their regularisers look into
+    the encoder, or LoRA and adapters of their tasks change what it gives.
+    """
 
     tasks: dict[str, dict[str, SplitReport]]
     frozen: tuple[str, ...] = ()
+    looked_into: tuple[str, ...] = ()
+    adapted: tuple[str, ...] = ()
 
     @property
     def leaking(self) -> int:
@@ -99,10 +107,28 @@ def report_on(experiment: Experiment, tasks: Mapping[str, TaskData], tokenizer: 
         lengths = _lengths(experiment, data, data.splits[split], tokenizer, cache)
         return _report(data, split, lengths, training)
 
+    encodings = {stage.name: encoding_of(experiment, number) for number, stage in enumerate(experiment.stages)}
     return CheckReport(
         {name: {split: report(data, split) for split in data.splits} for name, data in tasks.items()},
-        frozen=tuple(stage.name for stage in experiment.stages if not stage.trains_encoder),
+        frozen=tuple(name for name, found in encodings.items() if found != "moving"),
+        looked_into=tuple(name for name, found in encodings.items() if found == "looked_into"),
+        adapted=tuple(name for name, found in encodings.items() if found == "adapted"),
     )
+
+
+def encoding_of(experiment: Experiment, number: int) -> Literal["moving", "adapted", "looked_into", "kept"]:
+    """Whether the encoder's states of stage `number` can be kept, or why they cannot.
+
+    They move where the encoder trains or drops; LoRA and adapters of the stage's tasks, trained now or before, change
+    them; and regularisers look at a pass of the encoder, which then has to run.
+    """
+    stage = experiment.stages[number]
+    if stage.trains_encoder or stage.frozen_dropout:
+        return "moving"
+    inside = {*experiment.lora_after(number), *experiment.adapters_after(number)}
+    if not inside.isdisjoint(experiment.stage_tasks(stage)):
+        return "adapted"
+    return "looked_into" if stage.regularisers else "kept"
 
 
 def _report(data: TaskData, split: str, lengths: Lengths, training: Sequence[TrainingKeys]) -> SplitReport:
@@ -158,20 +184,41 @@ def check_encoder(experiment: Experiment, architecture: Mapping[str, Any]) -> No
     except ModelFileError as error:
         raise ModelFileError(f"{name}: {error}") from error
     problems = [
-        Problem(
-            f"stages.{number}.train",
-            f"{selector!r} names layers that {name!r} does not have; it has encoder.layers.0-{encoder.depth - 1}",
-        )
+        problem
         for number, stage in enumerate(experiment.stages)
-        for selector in stage.train
-        if (layers := layers_of(selector)) is not None and layers[1] >= encoder.depth
+        for problem in _layer_problems(stage, f"stages.{number}", name, encoder.depth)
     ]
+    problems += _product_problems(experiment, encoder)
     limit = encoder.max_tokens
     if limit is not None and experiment.encoder.max_length > limit:
         what = f"got {experiment.encoder.max_length}, but {name!r} reads at most {limit} tokens; set {limit} or less"
         problems.insert(0, Problem("encoder.max_length", what))
     if problems:
         raise ConfigurationError("the experiment cannot be run:", problems)
+
+
+def _layer_problems(stage: Stage, path: str, encoder: str, depth: int) -> Iterator[Problem]:
+    for selector in stage.train:
+        layers = layers_of(selector)
+        if layers is not None and layers[1] >= depth:
+            what = f"{selector!r} names layers that {encoder!r} does not have; it has encoder.layers.0-{depth - 1}"
+            yield Problem(f"{path}.train", what)
+    for number, options in enumerate(stage.regularisers):
+        layer = getattr(options, "layer", 0)
+        if layer != "middle" and layer >= depth:
+            what = f"got {layer}, but {encoder!r} has the layers 0 to {depth - 1}; layer k is perturbed at its input"
+            yield Problem(f"{path}.regularisers.{number}.layer", what)
+
+
+def _product_problems(experiment: Experiment, encoder: Encoder) -> Iterator[Problem]:
+    """LoRA and adapters around an encoder whose products smoothtune does not know, told at the first stage that trains them."""
+    adapted = experiment.lora_after, experiment.adapters_after
+    numbers = [number for number in range(len(experiment.stages)) if any(after(number) for after in adapted)]
+    try:
+        if numbers:
+            encoder.hub_path(0, "output")
+    except UsageError as error:
+        yield Problem(f"stages.{numbers[0]}.train", str(error))
 
 
 def check_experiment(

@@ -22,6 +22,7 @@ from smoothtune.runtime.device import keep_memory_mapped, set_threads
 from smoothtune.runtime.kernels.building import notes as kernel_notes
 from smoothtune.workflow.run import read_experiment
 from smoothtune.workflow.scoring import answers_of, undefined
+from smoothtune.workflow.stages import model_after
 
 SPLITS = ("train", "dev", "test")
 
@@ -52,14 +53,21 @@ class Evaluation:
 
 
 def evaluate_run(
-    run: Path, *, data: Iterable[str] = (), split: str | None = None, with_words_alone: bool = False
+    run: Path,
+    *,
+    data: Iterable[str] = (),
+    split: str | None = None,
+    stage: str | None = None,
+    with_words_alone: bool = False,
 ) -> Evaluation:
     """Score the model of a run on a split of its experiment (dev), or the tasks of `data` (`TASK=FILE`) on those files.
 
-    Labels are the model's own, whatever the files say now; the training file is read only where its rows are needed.
-    Raises `UsageError` for an unknown split or task, `ModelFileError` for a folder that is no run, `DataError` for data.
+    The model is the run's, or that after `stage`. Labels are the model's own, whatever the files say now; the training
+    file is read only where its rows are needed. Raises `UsageError` for an unknown split, stage or task, `ModelFileError`
+    for a folder that is no run, `DataError` for data.
     """
     experiment = read_experiment(run)
+    folder = run if stage is None else model_after(run, experiment, stage)
     files = _pairs(data, experiment)
     if files and split is not None:
         raise UsageError(f"--split {split}: does not go with --data, which names the files itself; leave one out")
@@ -68,7 +76,7 @@ def evaluate_run(
         raise UsageError(f"--split: got {split!r}, expected one of {', '.join(SPLITS)}")
     set_threads(experiment.runtime.threads)
     keep_memory_mapped()
-    model = Model.load(run, device=experiment.runtime.device)
+    model = Model.load(folder, device=experiment.runtime.device)
     read = _read(experiment, model, files, split, with_words_alone)
     chosen = _chosen(experiment, model, read, files, split)
     examples = {name: _examples(experiment, model, found, part) for name, (found, part) in chosen.items()}
@@ -76,7 +84,7 @@ def evaluate_run(
     scores = score_tasks(answers, seed=experiment.seed)
     notes = (
         *kernel_notes(model.network.device.type),
-        *_changed(run, read),
+        *_changed(folder, read),
         *(f"note: {name} is nan: {why}" for name, why in undefined(answers).items()),
     )
     if not with_words_alone:
@@ -142,8 +150,8 @@ def _words_alone(data: TaskData, part: Split, seed: int) -> TaskAnswers:
     return TaskAnswers(task.kind, task.metric, predictions, targets)
 
 
-def _changed(run: Path, read: Mapping[str, TaskData]) -> Iterator[str]:
-    trained_on = read_json(model_folder(run) / "provenance.json").get("data", {})
+def _changed(folder: Path, read: Mapping[str, TaskData]) -> Iterator[str]:
+    trained_on = read_json(model_folder(folder) / "provenance.json").get("data", {})
     for name, data in read.items():
         for split, part in data.splits.items():
             known = trained_on.get(name, {}).get(split, {}).get("content")

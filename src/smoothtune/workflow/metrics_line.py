@@ -32,14 +32,16 @@ def metrics_line(event: StageEpoch) -> dict[str, Any]:
     }
     if event.factors:
         line["weights"] = event.factors
-    found: dict[str, Any] = _plain(line)
+    if event.probe:
+        line["probe"] = event.probe
+    found: dict[str, Any] = plain(line)
     return found
 
 
-def _plain(value: Any) -> Any:
-    """Numbers that JSON cannot hold become None."""
+def plain(value: Any) -> Any:
+    """`value` with plain values for JSON: numbers that it cannot hold become None."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list) else value
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list) else value

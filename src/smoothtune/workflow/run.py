@@ -20,12 +20,13 @@ from smoothtune.files import WriteError, write_text
 if TYPE_CHECKING:
     from smoothtune.inference.model import Model
 
-EXPERIMENT, METRICS, EVALUATION, STATE, CHECK = (
+EXPERIMENT, METRICS, EVALUATION, STATE, CHECK, MODEL = (
     "experiment.toml",
     "metrics.jsonl",
     "evaluation.json",
     "run.json",
     "check.json",
+    "model",
 )
 
 

@@ -11,10 +11,9 @@ import torch
 from accelerate import Accelerator
 from tokenizers import Tokenizer
 
-from smoothtune.config.experiment import Experiment, ModelConfig, trunk_options
+from smoothtune.config.experiment import Experiment, trunk_options
 from smoothtune.config.loading import load
 from smoothtune.config.stage import Stage
-from smoothtune.config.tasks import shape_of
 from smoothtune.data.batching import Examples
 from smoothtune.data.task_data import TaskData, make_examples, read_tasks
 from smoothtune.data.tokenising import load_tokenizer
@@ -22,18 +21,21 @@ from smoothtune.errors import TrainingError
 from smoothtune.evaluation.scores import Scores, score_tasks
 from smoothtune.files import cache_folder
 from smoothtune.nn.folder import write_model_folder
-from smoothtune.nn.model import MultiTaskModel, build_model
-from smoothtune.nn.pretrained import find_checkpoint, load_encoder, read_architecture
+from smoothtune.nn.pretrained import find_checkpoint, read_architecture
+from smoothtune.objective.regularisers import build_regularisers
 from smoothtune.objective.weighting import TaskFacts
 from smoothtune.runtime.device import keep_memory_mapped, pick_device, pick_dtype, set_threads
 from smoothtune.runtime.kernels.building import notes
 from smoothtune.runtime.signals import Interrupts
-from smoothtune.training.stage import StageEpoch, StageEvent, StageRun, begins_trained, chosen_parameters
-from smoothtune.workflow.check import CheckReport, check_encoder, report_on
+from smoothtune.training.notices import Notice
+from smoothtune.training.stage import StageEpoch, StageEvent, StageRun
+from smoothtune.workflow.check import CheckReport, check_encoder, encoding_of, report_on
 from smoothtune.workflow.frozen import Encoding, FrozenStates, StateKeeper
 from smoothtune.workflow.metrics_line import metrics_line
-from smoothtune.workflow.run import CHECK, EVALUATION, STATE, Run, RunFiles, machine, new_run_folder
+from smoothtune.workflow.run import CHECK, EVALUATION, MODEL, STATE, Run, RunFiles, machine, new_run_folder
 from smoothtune.workflow.scoring import EpochEvaluation, answers_of, undefined
+from smoothtune.workflow.staged_model import StagedModel
+from smoothtune.workflow.stages import StageRecord, stage_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,13 +117,14 @@ class _Training:
         checkpoint = find_checkpoint(experiment.encoder)
         self.tokenizer: Tokenizer = load_tokenizer(checkpoint)
         check_encoder(experiment, read_architecture(checkpoint))
-        self.encoder = load_encoder(checkpoint, experiment.encoder)
-        self.chosen = self._choose()
+        self.staged = StagedModel(experiment, checkpoint, self.device)
         self.data = read_tasks(experiment, Path.cwd(), self.cache)
         self.check = report_on(experiment, self.data, self.tokenizer, self.cache)
         self.labels = {name: data.labels for name, data in self.data.items()}
-        self.model = self._build(self.labels)
+        self.staged.make(self.labels)
+        self.stages: list[StageRecord] = []
         self.frozen: list[dict[str, Any]] = []
+        self.notices: list[dict[str, Any]] = []
         self.interrupts = Interrupts()
         self.folder = new_run_folder(run_dir, experiment.name)
         self.files = RunFiles(self.folder)
@@ -143,6 +146,7 @@ class _Training:
                     current = self._stage(number)
                     for event in current.events():
                         self._record(event)
+                    self._keep_stage(number)
         except KeyboardInterrupt:
             if current is not None:
                 current.restore()
@@ -153,16 +157,13 @@ class _Training:
             raise TrainingError(f"{error}; {self._keep_failed(str(error), worth)}") from None
         return False
 
-    def _choose(self) -> list[set[str]]:
-        """Names of the parameters that each stage trains, told by a model whose labels stand in for those of the data."""
-        draft = self._build(dict.fromkeys(self.experiment.tasks, ("", " ")))
-        stages = self.experiment.stages
-        return [set(chosen_parameters(draft, stage, self.experiment.stage_tasks(stage))) for stage in stages]
-
-    def _build(self, labels: Mapping[str, tuple[str, ...] | None]) -> MultiTaskModel:
-        shapes = {name: shape_of(task) for name, task in self.experiment.tasks.items()}
-        model = build_model(self.encoder, shapes, self.experiment.trunks, labels, seed=self.experiment.seed)
-        return model.to(self.device)
+    def _keep_stage(self, number: int) -> None:
+        """The model after a stage; that after the last one is the run's."""
+        stage = self.experiment.stages[number]
+        if stage != self.experiment.stages[-1]:
+            dtype = pick_dtype(stage.precision, self.device)
+            facts = {**self._facts(), "precision": str(dtype).removeprefix("torch."), "stage": stage.name}
+            self._write_model(stage_folder(self.folder, stage.name), facts)
 
     def _examples(self, split: str, names: Iterable[str]) -> dict[str, Examples]:
         found = {}
@@ -174,22 +175,24 @@ class _Training:
                 self.tokenizer,
                 reads=trunk_options(name, data.task, self.experiment.trunks).input,
                 max_length=self.experiment.encoder.max_length,
-                pad_id=int(self.encoder.architecture.get("pad_token_id") or 0),
+                pad_id=int(self.staged.encoder.architecture.get("pad_token_id") or 0),
                 cache=self.cache,
             )
         return found
 
     def _stage(self, number: int) -> StageRun:
         stage = self.experiment.stages[number]
+        entry_counts = self.staged.begin(number, self.folder)
+        self.stages.append(StageRecord(self.experiment, number))
         names = self.experiment.stage_tasks(stage)
         train, dev = self._examples("train", names), self._examples("dev", names)
         dtype = pick_dtype(stage.precision, self.device)
-        if self.experiment.runtime.frozen_states == "auto" and not stage.trains_encoder:
+        if self.experiment.runtime.frozen_states == "auto" and encoding_of(self.experiment, number) == "kept":
             train, dev = self._with_states(stage, train, dev, dtype)
         tasks = self.experiment.tasks
         evaluate = EpochEvaluation(dev, train, tasks, seed=self.experiment.seed, dtype=dtype)
         return StageRun(
-            model=self.model,
+            model=self.staged.model,
             stage=stage,
             examples=train,
             facts={name: TaskFacts(len(part), tasks[name].loss_weight) for name, part in train.items()},
@@ -197,7 +200,8 @@ class _Training:
             seed=self.experiment.seed,
             dtype=dtype,
             accelerator=_accelerator(self.device),
-            entry_counts=number > 0 and begins_trained(self.model, names, set().union(*self.chosen[:number])),
+            regularisers=build_regularisers(stage.regularisers, depth=self.staged.encoder.depth),
+            entry_counts=entry_counts,
         )
 
     def _with_states(
@@ -209,7 +213,7 @@ class _Training:
         together = len(train) if stage.every_task else 1
         steps = stage.stop.max_steps
         most = None if steps is None else steps * stage.accumulate * together * stage.batch_size
-        keeper = StateKeeper(self.encoder, dtype, self.cache, stage.name, self._hear_states)
+        keeper = StateKeeper(self.staged.encoder, dtype, self.cache, stage.name, self._hear_states)
         train, dev = keeper.give([train, dev], needs, at_most=most)
         return train, dev
 
@@ -221,12 +225,15 @@ class _Training:
     def _record(self, event: StageEvent) -> None:
         if isinstance(event, StageEpoch):
             self.files.add_metrics(metrics_line(event))
+        if isinstance(event, Notice):
+            self.notices.append(asdict(event))
+        self.stages[-1].take(event)
         self.listen(event)
 
     def _finish(self, *, interrupted: bool) -> Run:
         """The model, then its evaluation, which Ctrl-C may end."""
         facts = self._facts(interrupted=interrupted)
-        self._write_model(facts)
+        self._write_model(self.folder / MODEL, facts)
         scores: Scores | None = None
         unknown: dict[str, str] = {}
         try:
@@ -246,14 +253,16 @@ class _Training:
         """Leave what a failed run has: `run.json` and, if it is worth it, the model. Says where the model is."""
         facts = self._facts(failure=failure)
         if worth:
-            self._write_model(facts)
+            self._write_model(self.folder / MODEL, facts)
         self.files.write_json(STATE, facts)
         if worth:
-            return f"the best model before that is in {self.folder / 'model'}"
+            return f"the best model before that is in {self.folder / MODEL}"
         return "no model was worth keeping: it came before the first evaluation"
 
     def _evaluate(self) -> tuple[Scores, dict[str, str]]:
-        answers = answers_of(self.model, self._examples("dev", self.data), self.experiment.tasks, dtype=self._dtype)
+        answers = answers_of(
+            self.staged.model, self._examples("dev", self.data), self.experiment.tasks, dtype=self._dtype
+        )
         return score_tasks(answers, seed=self.experiment.seed), undefined(answers)
 
     def _facts(self, *, interrupted: bool = False, failure: str | None = None) -> dict[str, Any]:
@@ -263,7 +272,9 @@ class _Training:
             "device": str(self.device),
             "threads": self.threads,
             "precision": str(self._dtype).removeprefix("torch."),
+            "stages": [stage.to_json() for stage in self.stages],
             "frozen": self.frozen,
+            "notices": self.notices,
             **machine(self.device.type),
         }
 
@@ -271,12 +282,7 @@ class _Training:
     def _dtype(self) -> torch.dtype:
         return pick_dtype(self.experiment.stages[-1].precision, self.device)
 
-    def _write_model(self, facts: Mapping[str, Any]) -> None:
-        config = ModelConfig(
-            encoder=self.experiment.encoder,
-            tasks={name: shape_of(task) for name, task in self.experiment.tasks.items()},
-            trunks=self.experiment.trunks,
-        )
+    def _write_model(self, folder: Path, facts: Mapping[str, Any]) -> None:
         provenance = {
             **facts,
             "experiment": self.experiment.name,
@@ -284,9 +290,9 @@ class _Training:
             "data": {name: _fingerprints(data) for name, data in self.data.items()},
         }
         write_model_folder(
-            self.folder / "model",
-            self.model,
-            config,
+            folder,
+            self.staged.model,
+            self.staged.config(),
             self.labels,
             tokenizer=self.tokenizer.to_str(pretty=False),
             provenance=provenance,

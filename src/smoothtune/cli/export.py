@@ -1,0 +1,42 @@
+"""`smoothtune export`: a task's adapted encoder in the files of another library."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from smoothtune.cli.options import RunFolder
+from smoothtune.errors import UsageError
+
+FORMATS = ("peft",)
+
+
+def export(
+    run: RunFolder,
+    task: Annotated[str, typer.Option("--task", metavar="TASK", help="The task whose LoRA to export.")],
+    to: Annotated[Path, typer.Option("--to", metavar="FOLDER", help="Folder to create.")],
+    form: Annotated[
+        str, typer.Option("--format", help="peft: FOLDER/encoder for transformers, FOLDER/lora for peft.")
+    ] = "peft",
+) -> None:
+    """Export a task's LoRA and its encoder for other libraries.
+
+    \b
+    Examples:
+      smoothtune export runs/first --task sst --to exported/sst
+      smoothtune export runs/first --task sts --to exported/sts --format peft
+    """  # noqa: D301 - click reads \b
+    if form not in FORMATS:
+        raise UsageError(f"--format: got {form!r}, expected {', '.join(FORMATS)}")
+    from smoothtune.inference.model import Model
+    from smoothtune.integrations import peft
+
+    done = peft.export(Model.load(run, device="cpu"), task, to)
+    typer.echo(f"encoder\t{done.encoder}")
+    typer.echo(f"lora\t{done.lora}")
+    if done.without_adapters:
+        typer.echo(
+            f"the bottleneck adapters of {task} are not in it: the layout of peft has no place for them", err=True
+        )

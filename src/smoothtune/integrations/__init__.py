@@ -1,0 +1,1 @@
+"""Our terms in other libraries' trainers, and our models in their files. No module imports another library than its own."""

@@ -1,0 +1,100 @@
+"""A task's LoRA as a folder of `peft`, beside its encoder as a folder of `transformers`.
+
+Files alone: it knows the layout that `peft.PeftModel.from_pretrained` reads, and needs no `peft`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from smoothtune.errors import UsageError
+from smoothtune.files import folder_aside
+from smoothtune.inference.model import Model
+from smoothtune.nn.encoder import Encoder
+from smoothtune.nn.lora import Lora
+
+_PREFIX = "base_model.model"
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """Where an export is: `encoder` for `AutoModel.from_pretrained`, `lora` for `PeftModel.from_pretrained`.
+
+    `without_adapters`: the task has bottleneck adapters too, which that layout has no place for, so the two folders alone do
+    not answer as the model does.
+    """
+
+    encoder: Path
+    lora: Path
+    without_adapters: bool
+
+
+def export(model: Model, task: str, folder: str | Path) -> Exported:
+    """Write `folder`/encoder and `folder`/lora, which gives the token states of the task's pass without adapters.
+
+    Weights keep transformers' names. Raises `UsageError` for a task that has no LoRA or is unknown, while a LoRA is merged,
+    and for a folder that exists.
+    """
+    network, target = model.network, Path(folder)
+    model.kind(task)
+    if network.merged is not None:
+        raise UsageError(f"export: the LoRA of task {network.merged!r} is merged into the encoder; unmerge it first")
+    if task not in network.lora:
+        raise UsageError(f"export: task {task!r} has no LoRA; tasks that have: {', '.join(network.lora) or 'none'}")
+    if target.exists():
+        raise UsageError(f"{target}: exists already; an export never overwrites: remove it or give another folder")
+    with folder_aside(target) as aside:
+        _write_encoder(aside / "encoder", network.encoder, model)
+        _write_lora(aside / "lora", network.encoder, network.lora[task], base=target / "encoder")
+    return Exported(target / "encoder", target / "lora", task in network.adapters)
+
+
+def _write_encoder(folder: Path, encoder: Encoder, model: Model) -> None:
+    folder.mkdir()
+    _write_json(folder / "config.json", {"model_type": "bert", **encoder.architecture})
+    _write_state(folder / "model.safetensors", encoder.hub_state())
+    model.tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def _write_lora(folder: Path, encoder: Encoder, lora: Lora, *, base: Path) -> None:
+    folder.mkdir()
+    paths, state = [], {}
+    for layer in range(encoder.depth):
+        for target in lora.options.targets:
+            path, part = encoder.hub_path(layer, target), lora.at(layer, target)
+            assert part is not None
+            paths.append(path)
+            state[f"{_PREFIX}.{path}.lora_A.weight"] = part.a.detach()
+            state[f"{_PREFIX}.{path}.lora_B.weight"] = part.b.detach()
+    _write_json(folder / "adapter_config.json", _configuration(lora, paths, base))
+    _write_state(folder / "adapter_model.safetensors", state)
+
+
+def _configuration(lora: Lora, paths: list[str], base: Path) -> dict[str, Any]:
+    """Whole paths as targets: `output.dense` alone would also mean `attention.output.dense`."""
+    return {
+        "peft_type": "LORA",
+        "task_type": "FEATURE_EXTRACTION",
+        "base_model_name_or_path": str(base),
+        "r": lora.options.rank,
+        "lora_alpha": lora.options.alpha,
+        "lora_dropout": lora.options.dropout,
+        "target_modules": paths,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+    }
+
+
+def _write_state(path: Path, state: dict[str, Tensor]) -> None:
+    save_file({name: tensor.contiguous().cpu() for name, tensor in state.items()}, path, metadata={"format": "pt"})
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,133 @@
+"""What tasks change inside the shared encoder, row by row of a batch: LoRA and bottleneck adapters.
+
+Knows nothing of any encoder: it is asked at each product and after each sub-layer. The modules belong to the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from smoothtune.config.adaptations import Target
+from smoothtune.nn.adapters import Adapters, Site
+from smoothtune.nn.lora import Lora, added
+from smoothtune.nn.packing import Packing
+
+
+@dataclass(frozen=True, slots=True)
+class Adaptation:
+    """One task's LoRA and adapters; None where it has none."""
+
+    lora: Lora | None = None
+    adapters: Adapters | None = None
+
+    @property
+    def empty(self) -> bool:
+        """Whether the task goes through the bare encoder."""
+        return self.lora is None and self.adapters is None
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A run of rows in tensors whose dimension 0 are rows, or packed tokens: `begin` to `end`.
+
+    Packed tokens stand at `places` (n,) int64 of the run's `padded` ones, which number their dropout draws.
+    """
+
+    begin: int
+    end: int
+    adaptation: Adaptation
+    places: Tensor | None = None
+    padded: int = 0
+
+    @property
+    def in_kernels(self) -> bool:
+        """Whether kernels compute the pass: on a CPU, tokens are packed for them alone."""
+        return self.places is not None and self.places.device.type == "cpu"
+
+
+@dataclass(frozen=True, slots=True)
+class InLayer:
+    """What the runs of a batch change in one layer of the encoder; without spans nothing."""
+
+    layer: int = 0
+    spans: tuple[Span, ...] = ()
+
+    def low_rank(self, target: Target, x: Tensor, into: Tensor, column: int = 0) -> Tensor:
+        """The product `into` (N, ..., M) of `x` (N, ..., K) with the LoRA of `target` added, from feature `column` on.
+
+        `into` is changed in place.
+        """
+        for span in self.spans:
+            part = None if span.adaptation.lora is None else span.adaptation.lora.at(self.layer, target)
+            if part is not None:
+                change = part(x[span.begin : span.end], span.places, span.padded)
+                into = added(into, change, span.begin, column)
+        return into
+
+    def touches(self, target: Target) -> bool:
+        """Whether any run changes this product."""
+        loras = [span.adaptation.lora for span in self.spans]
+        return any(lora is not None and lora.at(self.layer, target) is not None for lora in loras)
+
+    @property
+    def adapts(self) -> bool:
+        """Whether any run has adapters."""
+        return any(span.adaptation.adapters is not None for span in self.spans)
+
+    def adapted(self, site: Site, y: Tensor) -> Tensor:
+        """The output `y` (N, ..., D) of a sub-layer, each run of it through its own adapter."""
+        if not self.adapts:
+            return y
+        parts = []
+        for span in self.spans:
+            part, adapters = y[span.begin : span.end], span.adaptation.adapters
+            if adapters is not None:
+                adapter = adapters.at(self.layer, site)
+                part = adapter.packed(part) if span.in_kernels else adapter(part)
+            parts.append(part)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+UNCHANGED = InLayer()
+
+
+@dataclass(frozen=True, slots=True)
+class Adaptations:
+    """Whose adaptation each row of a batch goes through: `runs` of (number of rows, adaptation), one after another."""
+
+    runs: tuple[tuple[int, Adaptation], ...]
+
+    @classmethod
+    def of(cls, runs: Sequence[tuple[int, Adaptation]]) -> Adaptations | None:
+        """Those of `runs`, which are all R rows; None where no run has one of its own: then the encoder is bare."""
+        return None if all(adaptation.empty for _, adaptation in runs) else cls(tuple(runs))
+
+    def spans(self) -> tuple[Span, ...]:
+        """The runs in tensors of rows (R, ...)."""
+        edges = self._edges()
+        return tuple(Span(edges[number], edges[number + 1], run) for number, (_, run) in enumerate(self.runs))
+
+    def packed_spans(self, packing: Packing) -> tuple[Span, ...]:
+        """The runs in tensors of packed tokens (N, ...)."""
+        rows = self._edges()
+        alone = len(self.runs) == 1  # a GPU need not be waited for
+        tokens = [0, len(packing.places)] if alone else packing.starts[rows].tolist()
+        found = []
+        for number, (count, run) in enumerate(self.runs):
+            begin, end = tokens[number], tokens[number + 1]
+            places = packing.places[begin:end] - rows[number] * packing.width
+            found.append(Span(begin, end, run, places, count * packing.width))
+        return tuple(found)
+
+    def _edges(self) -> list[int]:
+        return [0, *accumulate(count for count, _ in self.runs)]
+
+
+def in_layers(spans: tuple[Span, ...], depth: int) -> tuple[InLayer, ...]:
+    """What the runs at `spans` change in each of `depth` layers."""
+    return tuple(InLayer(layer, spans) if spans else UNCHANGED for layer in range(depth))

@@ -1,0 +1,89 @@
+"""When a stage ends: one value for the whole stage, or one for each task. Knows nothing of how scores are computed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from smoothtune.config.stage import Stage
+from smoothtune.nn.model import MultiTaskModel
+from smoothtune.training.best import BestState
+from smoothtune.training.selection import own_parts
+from smoothtune.training.stopping import Stopping
+
+
+class StageScores(Protocol):
+    """What stopping needs of an evaluation."""
+
+    def value(self, metric: str) -> float:
+        """The value of a stage's `stop.metric`: `score`, `plain_mean`, `TASK` or `TASK.METRIC`."""
+        ...
+
+    @property
+    def main(self) -> Mapping[str, float]:
+        """Main metric by task."""
+        ...
+
+
+class Rule:
+    """The stage's stopping rule: one value for the whole stage, or one for each task."""
+
+    def __init__(self, stage: Stage, tasks: tuple[str, ...]) -> None:
+        stop = stage.stop
+        self._metric = stop.metric
+        self.stopping = Stopping(patience=stop.patience, threshold=stop.threshold)
+        self.by_task = (
+            {task: Stopping(patience=stop.patience, threshold=stop.threshold) for task in tasks}
+            if stop.per_task
+            else {}
+        )
+        self.task_best: dict[str, BestState] = {}
+        self.improved_tasks: tuple[str, ...] = ()
+        self._running = list(tasks)
+        self.reason = "all epochs done" if stop.max_steps is None else "all epochs or steps done"
+
+    def start(self, scores: StageScores, model: MultiTaskModel) -> None:
+        """Begin with the scores of `model` as those to beat."""
+        self.stopping.start(scores.value(self._metric))
+        for task, stopping in self.by_task.items():
+            stopping.start(scores.main[task])
+            self.keep_task(task, model)
+
+    def take(self, scores: StageScores) -> tuple[bool, tuple[str, ...]]:
+        """Whether the stage's value improved, and the tasks that finished now."""
+        improved = self.stopping.improves(scores.value(self._metric))
+        better = {
+            task: self.by_task[task].improves(scores.main[task]) for task in self._running if task in self.by_task
+        }
+        self.improved_tasks = tuple(task for task, value in better.items() if value)
+        finished = tuple(task for task in better if self.by_task[task].finished)
+        self._running = [task for task in self._running if task not in finished]
+        return improved, finished
+
+    def keep_task(self, task: str, model: MultiTaskModel) -> None:
+        """Keep what belongs to the task alone as it is now: its output, LoRA and adapters."""
+        if task not in self.task_best:
+            names = [name for name, _ in model.named_parameters() if name.startswith(own_parts(task))]
+            self.task_best[task] = BestState(model, names)
+        self.task_best[task].keep()
+
+    def restore_task(self, task: str) -> None:
+        """Put the task's best output, LoRA and adapters back, if it ever had them."""
+        if task in self.task_best:
+            self.task_best[task].restore(own_parts(task))
+
+    @property
+    def finished(self) -> tuple[str, ...]:
+        """The tasks that have finished by their own metric."""
+        return tuple(task for task in self.by_task if task not in self._running)
+
+    @property
+    def done(self) -> bool:
+        """Whether the stage ends now."""
+        if self.by_task:
+            if not self._running:
+                self.reason = "every task spent its patience"
+            return not self._running
+        if self.stopping.finished:
+            self.reason = f"no improvement of more than {self.stopping.threshold:g} in {self.stopping.patience} epochs"
+        return self.stopping.finished

@@ -1,0 +1,101 @@
+"""The model of a run as it goes from stage to stage: built, grown by LoRA and adapters, taken back to an earlier state.
+
+Knows nothing of data beyond their labels, and nothing of how a stage trains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from smoothtune.config.experiment import Experiment, ModelConfig
+from smoothtune.config.tasks import shape_of
+from smoothtune.nn.encoder import Encoder
+from smoothtune.nn.folder import read_model_folder
+from smoothtune.nn.model import MultiTaskModel, build_model
+from smoothtune.nn.pretrained import load_encoder
+from smoothtune.training.selection import begins_trained, chosen_parameters
+from smoothtune.workflow.stages import stage_folder
+
+Labels = Mapping[str, tuple[str, ...] | None]
+
+
+class StagedModel:
+    """What the stages of an experiment train, one after another.
+
+    `model` is there once `make` has been told the labels. Raises `UsageError` where a stage selects nothing: told by a
+    model whose labels stand in for those of the data, so before any data are read.
+    """
+
+    model: MultiTaskModel
+
+    def __init__(self, experiment: Experiment, checkpoint: Path, device: torch.device) -> None:
+        self.experiment = experiment
+        self.device = device
+        self._checkpoint = checkpoint
+        self.encoder: Encoder = load_encoder(checkpoint, experiment.encoder)
+        self._labels: Labels = dict.fromkeys(experiment.tasks, ("", " "))
+        self._chosen = [set(self._trains(number)) for number in range(len(experiment.stages))]
+
+    def _trains(self, number: int) -> Mapping[str, torch.nn.Parameter]:
+        stage = self.experiment.stages[number]
+        return chosen_parameters(self._fresh(number), stage, self.experiment.stage_tasks(stage))
+
+    def make(self, labels: Labels) -> None:
+        """A fresh model that answers with these labels."""
+        self._labels = labels
+        self.model = self._fresh()
+
+    def begin(self, number: int, run: Path) -> bool:
+        """Make the model what stage `number` begins with; whether that is a result (see `begins_trained`).
+
+        That is an earlier state, of a folder of `run` where it is not the present one, and the LoRA and adapters that the
+        stage trains. These come in here, fresh, so that stages before run the encoder alone.
+        """
+        experiment, source = self.experiment, self.experiment.source(number)
+        if source is None and number:
+            self.encoder = load_encoder(self._checkpoint, experiment.encoder)
+            self.model = self._fresh(number)
+        elif source is not None and source != number - 1:
+            self.model = read_model_folder(stage_folder(run, experiment.stages[source].name)).model.to(self.device)
+            self.encoder = self.model.encoder
+        self._grow(number)
+        trained = {name for earlier in experiment.before(number) for name in self._chosen[earlier]}
+        return begins_trained(self.model, experiment.stage_tasks(experiment.stages[number]), trained)
+
+    def config(self) -> ModelConfig:
+        """What the model's folder says of it."""
+        experiment = self.experiment
+        return ModelConfig(
+            encoder=experiment.encoder,
+            tasks={name: shape_of(task) for name, task in experiment.tasks.items()},
+            trunks=experiment.trunks,
+            lora=dict.fromkeys(self.model.lora, experiment.lora),
+            adapters=dict.fromkeys(self.model.adapters, experiment.adapters),
+        )
+
+    def _grow(self, number: int) -> None:
+        """Add the LoRA and adapters of stage `number` that the model does not have."""
+        wanted = {*self.experiment.lora_after(number)}, {*self.experiment.adapters_after(number)}
+        if wanted == ({*self.model.lora}, {*self.model.adapters}):
+            return
+        grown = self._fresh(number)
+        beside = {name: part for name, part in self.model.state_dict().items() if not name.startswith("encoder.")}
+        grown.load_state_dict(beside, strict=False)  # the encoder is the same object, what is new has no former state
+        self.model = grown
+
+    def _fresh(self, stage: int | None = None) -> MultiTaskModel:
+        """A fresh model around the encoder, with the LoRA and adapters that there are in stage number `stage`."""
+        experiment = self.experiment
+        model = build_model(
+            self.encoder,
+            {name: shape_of(task) for name, task in experiment.tasks.items()},
+            experiment.trunks,
+            self._labels,
+            seed=experiment.seed,
+            lora={} if stage is None else experiment.lora_after(stage),
+            adapters={} if stage is None else experiment.adapters_after(stage),
+        )
+        return model.to(self.device)

@@ -1,0 +1,97 @@
+"""What a run keeps of its stages: the model after each, in `stages/NAME`, and what `run.json` says of them.
+
+Knows nothing of how a stage trains, nor of how a model is written.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from smoothtune.config.experiment import Experiment
+from smoothtune.config.problems import near
+from smoothtune.config.stage import START
+from smoothtune.errors import UsageError
+from smoothtune.nn.folder import read_json
+from smoothtune.training.loop import StepReport
+from smoothtune.training.stage import StageBegin, StageEnd, StageEpoch, StageEvent
+from smoothtune.workflow.metrics_line import plain
+from smoothtune.workflow.run import MODEL, STATE
+
+STAGES = "stages"
+
+
+@dataclass(slots=True)
+class StageRecord:
+    """A stage as `run.json` tells of it; until it ends, `reason` and `after` are None."""
+
+    experiment: Experiment
+    number: int
+    begin: StageBegin | None = None
+    before: Any = None
+    train_seconds: float = 0.0
+    end: StageEnd | None = None
+
+    def take(self, event: StageEvent) -> None:
+        """Follow one event of the stage."""
+        if isinstance(event, StageBegin):
+            self.begin = event
+        elif isinstance(event, StageEpoch) and event.report.epoch < 0:
+            self.before = event.report.dev
+        elif isinstance(event, StepReport):
+            self.train_seconds = event.seconds
+        elif isinstance(event, StageEnd):
+            self.end = event
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values. `trains` counts parameters by part; `before` is None where the stage began with no result."""
+        stage, begin, end = self.experiment.stages[self.number], self.begin, self.end
+        found = {
+            "name": stage.name,
+            "from": begun_from(self.experiment, self.number),
+            "tasks": list(self.experiment.stage_tasks(stage)),
+            "trains": {} if begin is None else begin.trains,
+            "trained": None if begin is None else begin.trained,
+            "parameters": None if begin is None else begin.parameters,
+            "precision": None if begin is None else begin.dtype,
+            "train_seconds": round(self.train_seconds, 3),
+            "reason": None if end is None else end.reason,
+            "before": _scores(self.before),
+            "after": None if end is None else _scores(end.after),
+        }
+        told: dict[str, Any] = plain(found)
+        return told
+
+
+def begun_from(experiment: Experiment, number: int) -> str:
+    """The name of the stage from whose best state stage `number` begins, or `start`."""
+    source = experiment.source(number)
+    return START if source is None else experiment.stages[source].name
+
+
+def stage_folder(run: Path, name: str) -> Path:
+    """The model folder of a stage. The last stage has none: its model is that of the run."""
+    return run / STAGES / name
+
+
+def model_after(run: Path, experiment: Experiment, stage: str) -> Path:
+    """The model folder of a run after `stage`. Raises `UsageError` for an unknown stage, or one that did not end."""
+    names = [known.name for known in experiment.stages]
+    if stage not in names:
+        raise UsageError(
+            f"--stage {stage}: this run has no such stage; its stages: {', '.join(names)}.{near(stage, names)}"
+        )
+    ended = [record["name"] for record in read_json(run / STATE).get("stages", []) if record["reason"] is not None]
+    if stage not in ended:
+        raise UsageError(
+            f"--stage {stage}: this run ended before the stage did; leave it out for the best model it has"
+        )
+    return run / MODEL if stage == names[-1] else stage_folder(run, stage)
+
+
+def _scores(scores: Any) -> dict[str, Any] | None:
+    """The dev metrics of the stage's tasks, and their means."""
+    if scores is None:
+        return None
+    return {"dev": scores.dev.tasks, "score": scores.score, "plain_mean": scores.plain_mean}
