@@ -17,7 +17,8 @@ from smoothtune.config.regularisers import RegulariserOptions
 from smoothtune.config.tasks import shape_of
 from smoothtune.data.batching import WINDOW_BATCHES, BatchStream, Examples
 from smoothtune.data.tokenising import encode, in_memory, load_tokenizer
-from smoothtune.nn.model import MultiTaskModel, build_model
+from smoothtune.nn.building import build_model
+from smoothtune.nn.model import MultiTaskModel
 from smoothtune.nn.pretrained import find_checkpoint, load_encoder
 from smoothtune.objective.look import Regulariser
 from smoothtune.objective.regularisers import build_regularisers

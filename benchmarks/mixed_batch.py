@@ -27,8 +27,8 @@ from smoothtune.config.tasks import ClassShape
 from smoothtune.data.tokenising import load_tokenizer
 from smoothtune.inference.model import Model
 from smoothtune.inference.precision import Precision
+from smoothtune.nn.building import build_model
 from smoothtune.nn.mixing import mixed
-from smoothtune.nn.model import build_model
 from smoothtune.nn.pretrained import find_checkpoint, load_encoder
 from smoothtune.runtime.device import computing_in, has_bfloat16, keep_memory_mapped, pick_device, set_threads
 from smoothtune.types import Batch, Tokens

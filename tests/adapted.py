@@ -11,8 +11,9 @@ import torch
 from smoothtune.config.adaptations import AdapterOptions, LoraOptions
 from smoothtune.config.experiment import ModelConfig
 from smoothtune.config.tasks import shape_of
+from smoothtune.nn.building import build_model
 from smoothtune.nn.folder import write_model_folder
-from smoothtune.nn.model import MultiTaskModel, build_model
+from smoothtune.nn.model import MultiTaskModel
 from tests.small_data import TASKS, Prepared, prepare, table
 
 LORA = LoraOptions(rank=2, alpha=3.0)

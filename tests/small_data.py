@@ -17,7 +17,8 @@ from smoothtune.config.tasks import shape_of
 from smoothtune.data.batching import Examples
 from smoothtune.data.task_data import make_examples, read_tasks
 from smoothtune.data.tokenising import load_tokenizer
-from smoothtune.nn.model import MultiTaskModel, build_model
+from smoothtune.nn.building import build_model
+from smoothtune.nn.model import MultiTaskModel
 from smoothtune.nn.pretrained import load_encoder
 from smoothtune.objective.look import Regulariser
 from smoothtune.objective.weighting import TaskFacts

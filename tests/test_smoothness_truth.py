@@ -14,7 +14,8 @@ from smoothtune.config.regularisers import RegulariserOptions
 from smoothtune.config.tasks import Shape
 from smoothtune.config.trunks import TrunkOptions
 from smoothtune.data.tokenising import load_tokenizer
-from smoothtune.nn.model import MultiTaskModel, build_model
+from smoothtune.nn.building import build_model
+from smoothtune.nn.model import MultiTaskModel
 from smoothtune.nn.pretrained import find_checkpoint, load_encoder
 from smoothtune.objective.look import Look, Regulariser
 from smoothtune.objective.measuring import rescaled, search_of

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from smoothtune.config.adaptations import Target
-from smoothtune.errors import ModelFileError, UsageError
+from smoothtune.errors import ModelFileError
 from smoothtune.nn import fused
-from smoothtune.nn.adaptation import UNCHANGED, Adaptations, InLayer, in_layers
-from smoothtune.nn.adapters import Site
-from smoothtune.nn.attention import SelfAttention, reads_ragged
-from smoothtune.nn.dropout import Dropout, name_places
+from smoothtune.nn.adaptation import Adaptations, in_layers
+from smoothtune.nn.attention import reads_ragged
+from smoothtune.nn.bert_layers import ACTIVATIONS, BertEmbeddings, BertLayer
+from smoothtune.nn.bert_names import HUB_TARGETS, hub_names
+from smoothtune.nn.dropout import name_places
 from smoothtune.nn.encoder import Encoded, Encoder, fitting, matched_state
 from smoothtune.nn.packing import Packing
-from smoothtune.nn.products import product
 from smoothtune.types import Tokens
 
 # What BERT-base has; config.json files of early checkpoints leave some of these out.
@@ -38,31 +38,7 @@ _DEFAULTS: dict[str, Any] = {
     "initializer_range": 0.02,
     "layer_norm_eps": 1e-12,
 }
-_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "gelu": nn.GELU,
-    "gelu_new": lambda: nn.GELU(approximate="tanh"),
-    "relu": nn.ReLU,
-}
 _BARE = (nn.Linear, nn.LayerNorm, nn.Embedding, nn.GELU, nn.ReLU)
-_KERNEL_ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "relu": "relu"}
-_HUB_NAMES = {
-    "embeddings.word": "embeddings.word_embeddings",
-    "embeddings.position": "embeddings.position_embeddings",
-    "embeddings.segment": "embeddings.token_type_embeddings",
-    "embeddings.norm": "embeddings.LayerNorm",
-}
-_HUB_LAYER_NAMES = {
-    "attention.output": "attention.output.dense",
-    "attention_norm": "attention.output.LayerNorm",
-    "up": "intermediate.dense",
-    "down": "output.dense",
-    "output_norm": "output.LayerNorm",
-}
-_HUB_QKV = tuple(f"attention.self.{part}" for part in ("query", "key", "value"))
-_HUB_TARGETS: dict[Target, str] = {
-    **dict(zip(("query", "key", "value"), _HUB_QKV, strict=True)),
-    **{"output": "attention.output.dense", "up": "intermediate.dense", "down": "output.dense"},
-}
 
 
 def native_obstacle(architecture: Mapping[str, Any]) -> str | None:
@@ -73,107 +49,11 @@ def native_obstacle(architecture: Mapping[str, Any]) -> str | None:
         return f"model_type is {settings['model_type']!r}, not 'bert'"
     if settings.get("position_embedding_type", "absolute") != "absolute":
         return f"position_embedding_type is {settings['position_embedding_type']!r}, not 'absolute'"
-    if settings["hidden_act"] not in _ACTIVATIONS:
-        return f"hidden_act is {settings['hidden_act']!r}, not one of {', '.join(_ACTIVATIONS)}"
+    if settings["hidden_act"] not in ACTIVATIONS:
+        return f"hidden_act is {settings['hidden_act']!r}, not one of {', '.join(ACTIVATIONS)}"
     if settings.get("is_decoder"):
         return "is_decoder is true, but an encoder reads in both directions"
     return f"hidden_size {width} is not a multiple of num_attention_heads {heads}" if width % heads else None
-
-
-class BertEmbeddings(nn.Module):
-    """Word + position + segment, normalised, with dropout.
-
-    With `sparse_gradient`, which an optimiser that takes it sets, the kernels give the word table a sparse gradient.
-    """
-
-    def __init__(self, settings: Mapping[str, Any], dropout: float) -> None:
-        super().__init__()
-        width = settings["hidden_size"]
-        self.word = nn.Embedding(settings["vocab_size"], width)
-        self.position = nn.Embedding(settings["max_position_embeddings"], width)
-        self.segment = nn.Embedding(settings["type_vocab_size"], width)
-        self.norm = nn.LayerNorm(width, eps=settings["layer_norm_eps"])
-        self.dropout = Dropout(dropout)
-        self.sparse_gradient = False
-
-    def forward(self, tokens: Tokens) -> Tensor:
-        """(R, T) token ids to (R, T, D). Without segments, or in a checkpoint with one, all tokens are of segment 0."""
-        segmented = tokens.segments is not None and self.segment.num_embeddings > 1
-        segment = self.segment(tokens.segments) if segmented else self.segment.weight[0]
-        places = self.position.weight[: tokens.input_ids.shape[1]] + segment
-        embedded: Tensor = self.dropout(self.norm(self.word(tokens.input_ids) + places))
-        return embedded
-
-    def ragged(self, tokens: Tokens, packing: Packing) -> Tensor:
-        """The same for packed tokens by torch, (N, D)."""
-        segmented = tokens.segments is not None and self.segment.num_embeddings > 1
-        kinds = packing.pack(tokens.segments) if segmented and tokens.segments is not None else None
-        segment = self.segment.weight[0] if kinds is None else self.segment(kinds)
-        places = self.position(packing.within) + segment
-        embedded: Tensor = self.dropout(self.norm(self.word(packing.pack(tokens.input_ids)) + places))
-        return embedded
-
-    def packed(self, tokens: Tokens, packing: Packing, dtype: torch.dtype) -> Tensor:
-        """The same for packed tokens, (N, D) in `dtype`."""
-        segmented = tokens.segments is not None and self.segment.num_embeddings > 1
-        segments = packing.pack(tokens.segments) if segmented and tokens.segments is not None else None
-        tables = (self.word.weight, self.position.weight, self.segment.weight)
-        drop = self.dropout.drop(packing.places)
-        ids = packing.pack(tokens.input_ids)
-        _check_rows(ids, self.word, "token id", "take the tokenizer that was saved with this checkpoint")
-        if segments is not None:
-            _check_rows(segments, self.segment, "segment", "number the texts of a pair 0 and 1")
-        return fused.embedding(tables, self.norm, ids, segments, packing, drop, dtype, sparse=self.sparse_gradient)
-
-
-class BertLayer(nn.Module):
-    """Self-attention, then a two-layer MLP; each with dropout, a residual sum and LayerNorm after it."""
-
-    def __init__(self, settings: Mapping[str, Any], dropout: float, attention_dropout: float) -> None:
-        super().__init__()
-        width, inner, eps = settings["hidden_size"], settings["intermediate_size"], settings["layer_norm_eps"]
-        self.attention = SelfAttention(width, settings["num_attention_heads"], attention_dropout)
-        self.attention_drop = Dropout(dropout)
-        self.attention_norm = nn.LayerNorm(width, eps=eps)
-        self.up = nn.Linear(width, inner)
-        self.activation = _ACTIVATIONS[settings["hidden_act"]]()
-        self.kernel_activation = _KERNEL_ACTIVATIONS[settings["hidden_act"]]
-        self.down = nn.Linear(inner, width)
-        self.output_drop = Dropout(dropout)
-        self.output_norm = nn.LayerNorm(width, eps=eps)
-
-    def forward(self, x: Tensor, mask: Tensor, change: InLayer = UNCHANGED) -> Tensor:
-        """`x` (R, T, D) and `mask` (R, T) bool to (R, T, D), with the tasks' `change` of this layer."""
-        return self._after(x, self.attention(x, mask, change), change)
-
-    def ragged(self, x: Tensor, packing: Packing, change: InLayer = UNCHANGED) -> Tensor:
-        """The same for packed tokens without attention dropout, by torch, (N, D) to (N, D)."""
-        return self._after(x, self.attention.ragged(x, packing, change), change)
-
-    def _after(self, x: Tensor, attended: Tensor, change: InLayer) -> Tensor:
-        x = self.attention_norm(x + self.attention_drop(change.adapted("attention", attended)))
-        a = self.activation(change.low_rank("up", x, self.up(x)))
-        y = change.adapted("output", change.low_rank("down", a, self.down(a)))
-        normed: Tensor = self.output_norm(x + self.output_drop(y))
-        return normed
-
-    def packed(self, x: Tensor, packing: Packing, change: InLayer = UNCHANGED) -> Tensor:
-        """The same for packed tokens, (N, D) to (N, D)."""
-        y = self.attention.packed(x, packing, change)
-        y, bias = _adapted("attention", y, self.attention.output.bias, change)
-        x = fused.residual_norm(y, bias, x, self.attention_norm, self.attention_drop.drop(packing.places))
-        u = change.low_rank("up", x, product(x, self.up.weight))
-        a = fused.activation(u, self.up.bias, self.kernel_activation)
-        y = change.low_rank("down", a, product(a, self.down.weight))
-        y, bias = _adapted("output", y, self.down.bias, change)
-        return fused.residual_norm(y, bias, x, self.output_norm, self.output_drop.drop(packing.places))
-
-
-def _adapted(site: Site, y: Tensor, bias: Tensor, change: InLayer) -> tuple[Tensor, Tensor]:
-    """A product `y` (N, D) without its `bias` (D,), through the adapters at `site`, and the bias that is left to add."""
-    if not change.adapts:
-        return y, bias
-    return change.adapted(site, y + bias.to(y.dtype)), torch.zeros_like(bias)
 
 
 class BertEncoder(Encoder):
@@ -303,7 +183,7 @@ class BertEncoder(Encoder):
 
     def hub_path(self, layer: int, target: Target) -> str:
         """See `Encoder.hub_path`."""
-        return f"encoder.layer.{layer}.{_HUB_TARGETS[target]}"
+        return f"encoder.layer.{layer}.{HUB_TARGETS[target]}"
 
     def hub_state(self) -> dict[str, Tensor]:
         """See `Encoder.hub_state`."""
@@ -321,29 +201,9 @@ class BertEncoder(Encoder):
         """Detached views of the weights, under transformers' names."""
         views: dict[str, Tensor] = {}
         for name, parameter in self.named_parameters():
-            names = _hub_names(name)
+            names = hub_names(name)
             views.update(zip(names, parameter.detach().chunk(len(names)), strict=True))
         return views
-
-
-def _check_rows(index: Tensor, table: nn.Embedding, what: str, remedy: str) -> None:
-    """Raise `UsageError` where `index` (N,) int64 names a row that `table` does not have: kernels do not look."""
-    if index.dtype != torch.int64:
-        raise UsageError(f"encoder: a {what} is {index.dtype}, expected torch.int64")
-    low, high = (int(bound) for bound in index.aminmax())
-    if low < 0 or high >= table.num_embeddings:
-        wrong = low if low < 0 else high
-        raise UsageError(f"encoder: {what} {wrong} is not in its table of {table.num_embeddings:,} rows; {remedy}")
-
-
-def _hub_names(name: str) -> tuple[str, ...]:
-    """The names in transformers of our parameter `name`: three for the fused projection, else one."""
-    module, _, leaf = name.rpartition(".")
-    if not module.startswith("layers."):
-        return (f"{_HUB_NAMES[module]}.{leaf}",)
-    _, number, inside = module.split(".", 2)
-    modules = _HUB_QKV if inside == "attention.qkv" else (_HUB_LAYER_NAMES[inside],)
-    return tuple(f"encoder.layer.{number}.{module}.{leaf}" for module in modules)
 
 
 def _draw_weights(model: nn.Module, spread: float) -> None:

@@ -24,8 +24,9 @@ from smoothtune.config.experiment import ModelConfig
 from smoothtune.config.problems import problems_of
 from smoothtune.errors import ModelFileError, UsageError
 from smoothtune.files import folder_aside
+from smoothtune.nn.building import build_model
 from smoothtune.nn.encoder import Encoder
-from smoothtune.nn.model import MultiTaskModel, build_model
+from smoothtune.nn.model import MultiTaskModel
 from smoothtune.nn.pretrained import build_encoder
 
 FORMAT = 1

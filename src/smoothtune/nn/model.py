@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -11,18 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from smoothtune.config.adaptations import AdapterOptions, LoraOptions
-from smoothtune.config.experiment import kind_of, trunk_name, trunk_options
-from smoothtune.config.tasks import AnyShape
 from smoothtune.errors import UsageError
 from smoothtune.nn.adaptation import Adaptation, Adaptations
 from smoothtune.nn.dropout import name_places
 from smoothtune.nn.encoder import Encoder
-from smoothtune.nn.fresh import fresh_adapters, fresh_lora
 from smoothtune.nn.merging import Merged
 from smoothtune.nn.mixing import repeated
-from smoothtune.registry import resolve
-from smoothtune.runtime.random import stream_number
 from smoothtune.types import Batch, Input, Kind, MixedBatch
 
 
@@ -235,100 +228,3 @@ def _trimmed(states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         return states, mask
     longest = int(mask.sum(dim=1).max())
     return states[:, :longest], mask[:, :longest]
-
-
-def describe_tasks(
-    shapes: Mapping[str, AnyShape], trunks: Mapping[str, Any], labels: Mapping[str, tuple[str, ...] | None]
-) -> dict[str, TaskNode]:
-    """The model's view of every task; `labels` are the fitted or given label sets, None for regression."""
-    return {
-        name: TaskNode(
-            kind=shape.kind,
-            trunk=trunk_name(name, shape),
-            reads=trunk_options(name, shape, dict(trunks)).input,
-            classes=len(labels[name] or ()),
-            value_range=shape.range if shape.kind == "regression" else None,
-        )
-        for name, shape in shapes.items()
-    }
-
-
-def build_model(
-    encoder: Encoder,
-    shapes: Mapping[str, AnyShape],
-    trunks: Mapping[str, Any],
-    labels: Mapping[str, tuple[str, ...] | None],
-    *,
-    seed: int,
-    lora: Mapping[str, LoraOptions] = MappingProxyType({}),
-    adapters: Mapping[str, AdapterOptions] = MappingProxyType({}),
-) -> MultiTaskModel:
-    """A model with fresh trunks and outputs; each part is drawn from a stream named by (seed, part).
-
-    `lora` and `adapters` are those of the tasks that have them. Raises `UsageError` where the encoder cannot have them.
-    """
-    nodes = describe_tasks(shapes, trunks, labels)
-    options = {node.trunk: trunk_options(name, shapes[name], dict(trunks)) for name, node in nodes.items()}
-    built: dict[str, nn.Module] = {}
-    for name, option in options.items():
-        with _fresh(seed, "trunks", name):
-            built[name] = resolve("trunks", kind_of(option))(option, encoder.width)
-    outputs: dict[str, nn.Module] = {}
-    for name, node in nodes.items():
-        with _fresh(seed, "outputs", name):
-            outputs[name] = resolve("outputs", options[node.trunk].output)(
-                built[node.trunk].features,
-                node.classes if node.kind == "classification" else 1,
-                kind=node.kind,
-                value_range=node.value_range,
-                squash=bool(getattr(shapes[name], "squash", False)),
-            )
-    return MultiTaskModel(
-        encoder,
-        built,
-        outputs,
-        nodes,
-        lora=fresh_lora(encoder, lora, seed=seed),
-        adapters=fresh_adapters(encoder, adapters, seed=seed),
-    )
-
-
-@contextmanager
-def _fresh(seed: int, *part: str) -> Iterator[None]:
-    """Initialisation draws inside come from the stream of a part; the global generator is put back."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream_number(seed, "initial", *part))
-        yield
-
-
-def selected(model: MultiTaskModel, selectors: Iterable[str], tasks: Iterable[str]) -> dict[str, nn.Parameter]:
-    """The parameters that `selectors` name, by full name; `trunks`, `outputs`, `lora` and `adapters` mean those of `tasks`.
-
-    A part without parameters may be meant by `trunks` (a mean has none), but not by its own name: `ValueError`.
-    """
-    names, wanted = list(tasks), list(selectors)
-    chosen: dict[str, nn.Parameter] = {}
-    for selector in wanted:
-        found = {name: part for name, part in model.named_parameters() if _names(model, selector, name, names)}
-        if not found and "." in selector:
-            raise ValueError(f"{selector!r} names no parameter of this model")
-        chosen.update(found)
-    if not chosen:
-        raise ValueError(f"{', '.join(wanted)} names no parameter of this model")
-    return chosen
-
-
-def _names(model: MultiTaskModel, selector: str, parameter: str, tasks: list[str]) -> bool:
-    if selector == "encoder":
-        return parameter.startswith("encoder.")
-    if selector == "encoder.embeddings":
-        return parameter.startswith("encoder.") and model.encoder.depth_of(parameter.removeprefix("encoder.")) == 0
-    if selector.startswith("encoder.layers."):
-        first, _, last = selector.removeprefix("encoder.layers.").partition("-")
-        depths = range(int(first) + 1, int(last or first) + 2)
-        return parameter.startswith("encoder.") and model.encoder.depth_of(parameter.removeprefix("encoder.")) in depths
-    if selector == "trunks":
-        return any(parameter.startswith(f"trunks.{model.tasks[task].trunk}.") for task in tasks)
-    if selector in ("outputs", "lora", "adapters"):
-        return any(parameter.startswith(f"{selector}.{task}.") for task in tasks)
-    return parameter.startswith(f"{selector}.")

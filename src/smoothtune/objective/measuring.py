@@ -13,6 +13,11 @@ from smoothtune.objective.look import Look, Regulariser
 from smoothtune.objective.perturbation import masked, norms
 from smoothtune.objective.regularisers import Term
 
+# Below this share of entries that change the states, the dtype cannot carry the perturbation.
+LOST_BELOW = 0.5
+# Above this many times, dropout moves the answers so much further that the perturbation does not count.
+DROWNED_ABOVE = 100.0
+
 
 @dataclass(frozen=True, slots=True)
 class Search:

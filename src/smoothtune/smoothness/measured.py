@@ -7,9 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from smoothtune.config.regularisers import Masks
-
-_LOST_BELOW = 0.5
-_DROWNED_ABOVE = 100.0
+from smoothtune.objective.measuring import DROWNED_ABOVE, LOST_BELOW
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +28,12 @@ class Measured:
 
     def faults(self, masks: Masks) -> Iterator[str]:
         """What keeps a term with such dropout `masks` from being what it is called, and what to change; a sentence each."""
-        if self.surviving < _LOST_BELOW:
+        if self.surviving < LOST_BELOW:
             yield (
                 f"the perturbation of norm {self.norm:.3g} is lost: {self.surviving:.0%} of its entries survive the dtype; "
                 f"compute in float32, or set a radius of at least {self.norm_needed:.1g}"
             )
-        if self.dropout > _DROWNED_ABOVE * self.adversarial:
+        if self.dropout > DROWNED_ABOVE * self.adversarial:
             times = self.dropout / self.adversarial if self.adversarial > 0 else math.inf
             what = (
                 'the term is in truth R-Drop; set dropout = "shared" and a larger radius'

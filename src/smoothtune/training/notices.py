@@ -7,11 +7,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from smoothtune.objective.look import Regulariser
-from smoothtune.objective.measuring import Search, search_of
+from smoothtune.objective.measuring import DROWNED_ABOVE, LOST_BELOW, Search, search_of
 from smoothtune.training.probe import Record, Records
-
-LOST_BELOW = 0.5
-DROWNED_ABOVE = 100.0
 
 
 @dataclass(frozen=True, slots=True)

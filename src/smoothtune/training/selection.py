@@ -8,7 +8,7 @@ from torch import nn
 
 from smoothtune.config.stage import Stage
 from smoothtune.errors import UsageError
-from smoothtune.nn.model import MultiTaskModel, selected
+from smoothtune.nn.model import MultiTaskModel
 
 
 def chosen_parameters(model: MultiTaskModel, stage: Stage, tasks: tuple[str, ...]) -> dict[str, nn.Parameter]:
@@ -25,6 +25,39 @@ def chosen_parameters(model: MultiTaskModel, stage: Stage, tasks: tuple[str, ...
                 f"stage {stage.name}: train: {what}; select its output, or leave it out of the stage's tasks"
             )
     return chosen
+
+
+def selected(model: MultiTaskModel, selectors: Iterable[str], tasks: Iterable[str]) -> dict[str, nn.Parameter]:
+    """The parameters that `selectors` name, by full name; `trunks`, `outputs`, `lora` and `adapters` mean those of `tasks`.
+
+    A part without parameters may be meant by `trunks` (a mean has none), but not by its own name: `ValueError`.
+    """
+    names, wanted = list(tasks), list(selectors)
+    chosen: dict[str, nn.Parameter] = {}
+    for selector in wanted:
+        found = {name: part for name, part in model.named_parameters() if _names(model, selector, name, names)}
+        if not found and "." in selector:
+            raise ValueError(f"{selector!r} names no parameter of this model")
+        chosen.update(found)
+    if not chosen:
+        raise ValueError(f"{', '.join(wanted)} names no parameter of this model")
+    return chosen
+
+
+def _names(model: MultiTaskModel, selector: str, parameter: str, tasks: list[str]) -> bool:
+    if selector == "encoder":
+        return parameter.startswith("encoder.")
+    if selector == "encoder.embeddings":
+        return parameter.startswith("encoder.") and model.encoder.depth_of(parameter.removeprefix("encoder.")) == 0
+    if selector.startswith("encoder.layers."):
+        first, _, last = selector.removeprefix("encoder.layers.").partition("-")
+        depths = range(int(first) + 1, int(last or first) + 2)
+        return parameter.startswith("encoder.") and model.encoder.depth_of(parameter.removeprefix("encoder.")) in depths
+    if selector == "trunks":
+        return any(parameter.startswith(f"trunks.{model.tasks[task].trunk}.") for task in tasks)
+    if selector in ("outputs", "lora", "adapters"):
+        return any(parameter.startswith(f"{selector}.{task}.") for task in tasks)
+    return parameter.startswith(f"{selector}.")
 
 
 def counted(chosen: Mapping[str, nn.Parameter], selectors: Iterable[str]) -> dict[str, int]:

@@ -12,9 +12,10 @@ import torch
 
 from smoothtune.config.experiment import Experiment, ModelConfig
 from smoothtune.config.tasks import shape_of
+from smoothtune.nn.building import build_model
 from smoothtune.nn.encoder import Encoder
 from smoothtune.nn.folder import read_model_folder
-from smoothtune.nn.model import MultiTaskModel, build_model
+from smoothtune.nn.model import MultiTaskModel
 from smoothtune.nn.pretrained import load_encoder
 from smoothtune.training.selection import begins_trained, chosen_parameters
 from smoothtune.workflow.stages import stage_folder
