@@ -1,4 +1,4 @@
-# make demo | make test | make check | make setup | make bench (and each part of it alone: make bench-PART)
+# make demo | make test | make fuzz | make check | make setup | make bench (and each part of it alone: make bench-PART)
 PYTHON ?= python3
 export OMP_WAIT_POLICY ?= passive
 VENV := .venv
@@ -7,7 +7,7 @@ DEMO_RUN := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
 BENCH := $(BIN)/python benchmarks
 # Parts that make bench measures, in this order; quality, train-memory and cuda take long or need a GPU and are run by name.
-PARTS := tune training floor step setfit prediction three-tasks growth pwim frozen start
+PARTS := tune training floor step setfit prediction three-tasks growth pwim frozen mixed efficient checkpoints start
 
 .PHONY: setup demo test check bench-memory bench bench-envs bench-page bench-quality bench-train-memory bench-cuda \
 	$(addprefix bench-,$(PARTS))
@@ -29,8 +29,22 @@ demo: setup
 	@printf 'sentence1\tsentence2\nA man is slicing bread in the kitchen.\tSomeone cuts a loaf at the counter.\n' \
 		| $(BIN)/smoothtune predict $(DEMO_RUN) --task similarity 2> /dev/null
 
+# A process for each core, of one thread each: twice as fast as one process of all threads.
 test: setup
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+
+# Ends runs in every way there is: KILLS of them at random moments, each write of a run on a full disk; tells how many went on to the same bits.
+.PHONY: test-faults
+KILLS ?= 100
+test-faults: setup
+	SMOOTHTUNE_KILLS=$(KILLS) SMOOTHTUNE_FULL=1 $(BIN)/python -m pytest -s --timeout 7200 tests/test_kills.py tests/test_disk_full.py tests/test_checkpoint.py
+
+# Damaged and hostile files for everything that reads files; FUZZ=N for another number of them, SEED=N for others.
+.PHONY: fuzz
+FUZZ ?= 20000
+SEED ?= 1
+fuzz: setup
+	$(BIN)/python -m tests.fuzz --inputs $(FUZZ) --seed $(SEED)
 
 check: setup
 	$(BIN)/ruff format --check src tests benchmarks
@@ -80,6 +94,15 @@ bench-pwim: setup
 
 bench-frozen: setup
 	$(BENCH)/captured.py frozen --epochs 3
+
+bench-mixed: setup
+	$(BENCH)/mixed_batch.py
+
+bench-efficient: setup
+	$(BENCH)/efficient_stage.py
+
+bench-checkpoints: setup
+	$(BENCH)/checkpoint_cost.py
 
 bench-start: setup
 	$(BENCH)/captured.py start

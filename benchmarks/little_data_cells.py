@@ -136,10 +136,18 @@ def kept_cell(path: Path, made: Mapping[str, Any]) -> dict[str, Any] | None:
     if not path.exists():
         return None
     kept = dict(json.loads(path.read_text()))
-    other = [name for name, value in made.items() if kept["made_with"].get(name) != value]
+    other = [name for name, value in made.items() if _same(name, kept["made_with"].get(name)) != _same(name, value)]
     if other == ["code"]:
         progress(f"{path.parent.name}: {path.name} was made by another code and is taken; remove it to run anew")
     elif other:
         progress(f"{path.parent.name}: {path.name} is run anew, for these differ: {', '.join(other)}")
         return None
     return kept
+
+
+def _same(name: str, value: Any) -> Any:
+    """What of a setting must be equal: of versions the release, not the build's label (`+cpu`), of Python the minor version."""
+    if name != "versions" or value is None:
+        return value
+    releases = {package: release.partition("+")[0] for package, release in value.items()}
+    return {**releases, "python": ".".join(releases["python"].split(".")[:2])}

@@ -3,8 +3,8 @@
 Run: python benchmarks/little_data_tuning.py [--jobs 1] [--finalists 3] [--final-seeds 2]. As `little_data.py`, but scored on
 the held-out fifth of each training file; dev is never read. First a coarse grid at one seed, then its finalists at further seeds;
 chosen is the largest mean difference to plain of the score, over all seeds of the finalists. `exact`: radius x weight. `cheap`:
-the (layer, fraction) that cost at most 1.4 plain steps (results/smoothness_cost.json), at the radius and weight of `exact`; then
-its own radius x weight. Noise and step grow with the radius, as the preset has it. Every run is kept in
+the (layer, fraction, every) that cost at most 1.4 plain steps (results/smoothness_cost.json), at the radius and weight of
+`exact`; then its own radius x weight. Noise and step grow with the radius, as the preset has it. Every run is kept in
 results/little_data_tuning/. Writes results/little_data_tuning.json, and prints its table.
 """
 
@@ -42,17 +42,23 @@ def grid_of(name: str, **more: Any) -> Candidates:
 
 
 def cheap_places(cost: Mapping[str, Any] | None) -> tuple[Table, ...]:
-    """The (layer, fraction) whose step costs at most 1.4 plain ones, as measured; unmeasured, that of the preset."""
+    """The (layer, fraction, every) whose step costs at most 1.4 plain ones, as measured; unmeasured, a default."""
     if cost is None:
         return DEFAULT_PLACES
     found = []
     for name, row in cost["variants"].items():
         given = dict(part.split(" = ") for part in name.split(", ") if " = " in part)
-        if given and set(given) <= {"layer", "fraction"} and row["over_plain"]["value"] <= MOST:
+        if given and set(given) <= {"layer", "fraction", "every"} and row["over_plain"]["value"] <= MOST:
             layer = given.get("layer", "0")
             place = {"layer": int(layer) if layer.isdigit() else layer, "fraction": float(given.get("fraction", 1))}
-            found.append(place)
+            found.append({**place, "every": int(given["every"])} if "every" in given else place)
     return tuple(found)
+
+
+def name_of(place: Table) -> str:
+    """What a place is called among the runs."""
+    every = f"-every-{place['every']}" if "every" in place else ""
+    return f"cheap-{place['layer']}-{place['fraction']:g}{every}"
 
 
 def held_out(rows: Rows, seed: int = 0) -> tuple[Rows, Rows]:
@@ -99,12 +105,9 @@ def tuned(tuning: Tuning, places: Sequence[Table], finalists: int) -> dict[str, 
     exact = tuning.table[tuning.best(grid_of("exact"), finalists)]["regulariser"]
     if not places:
         return {"exact": exact}
-    at_places = {
-        f"cheap-{place['layer']}-{place['fraction']:g}": at(exact["radius"], exact["weight"], **place)
-        for place in places
-    }
+    at_places = {name_of(place): at(exact["radius"], exact["weight"], **place) for place in places}
     name = tuning.best(at_places, finalists)
-    place = {key: at_places[name][key] for key in ("layer", "fraction")}
+    place = {key: at_places[name][key] for key in ("layer", "fraction", "every") if key in at_places[name]}
     cheap = tuning.best(grid_of(f"{name}-at", **place), finalists)
     return {"exact": exact, "cheap": tuning.table[cheap]["regulariser"]}
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import adapted_sections
 import sections
 from environments import HERE
 from harness import part_name, progress, read
@@ -86,7 +87,10 @@ SECTIONS = (
     Section("Training with pwim_resnet", "pwim_resnet", "make bench-pwim", sections.training),
     Section("Three tasks", "three_tasks", "make bench-three-tasks", sections.three_tasks),
     Section("A frozen encoder", "frozen", "make bench-frozen", sections.printed),
+    Section("An efficient stage", "efficient_stage", "make bench-efficient", adapted_sections.efficient_stage),
+    Section("Checkpoints", "checkpoint_cost", "make bench-checkpoints", sections.checkpoints),
     Section("Prediction", "prediction", "make bench-prediction", sections.prediction),
+    Section("A mixed batch", "mixed_batch", "make bench-mixed", adapted_sections.mixed_batch),
     Section("How cost grows", "growth", "make bench-growth", sections.growth),
     Section("Memory against training rows", "train_memory", "make bench-train-memory", sections.printed),
     Section("Start", "start", "make bench-start", sections.printed),

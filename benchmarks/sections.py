@@ -197,3 +197,18 @@ def printed(result: dict[str, Any]) -> str:
     """What a benchmark printed itself."""
     # The machine is told below, and results that a line above says in words are not said again.
     return quoted(line for line in result["lines"] if '"platform"' not in line)
+
+
+def checkpoints(result: dict[str, Any]) -> str:
+    """What checkpoints cost, a line per setting."""
+    text = (
+        f"SST, {result['epochs']} epochs, {result['repetitions']} runs a setting in turn. `writing` is the time inside the "
+        "writing over the rest of the stage, median and largest of the runs; a checkpoint holds weights, moments and the "
+        "best state."
+    )
+    lines = []
+    for name, row in result["rows"].items():
+        share = f"{100 * row['writing']['median']:.1f} % (at most {100 * row['writing']['most']:.1f} %)"
+        over = ratio(row["over_off"]) if "over_off" in row else ""
+        lines.append([name, f"{row['writes']:g}", f"{row['megabytes']:,} MB" * bool(row["writes"]), share, over])
+    return f"{text}\n\n{table(('checkpoints', 'written', 'size', 'writing', 'stage over that without'), lines)}"

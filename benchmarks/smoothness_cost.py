@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 
 from harness import progress, save, settings_of
 from intervals import ratio_of_medians
@@ -24,6 +25,7 @@ from looking import SEED, middle_batch, quick_model, step_module
 from options import parser_of
 from rows import what_data
 from smart_side import SmartSide
+from smoothtune.config.regularisers import RegulariserOptions
 from smoothtune.config.stage import Rates, Stage
 from smoothtune.nn.model import MultiTaskModel
 from smoothtune.runtime.device import keep_memory_mapped, pick_dtype, set_threads
@@ -116,10 +118,15 @@ def chosen_variants(steps: OurSteps, batch: Batch, names: list[str]) -> tuple[di
     for name, maker in makers.items():
         if not names or name in {"plain", *names}:
             try:
-                variants[name] = maker(), int(tables().get(name, {}).get("every", 1))
+                variants[name] = maker(), _steps_of_a_turn(tables().get(name))
             except ImportError as error:
                 missing.append(f"{name}: {error}")
     return variants, missing
+
+
+def _steps_of_a_turn(table: Mapping[str, Any] | None) -> int:
+    """As many as lie from one look to the next, presets resolved."""
+    return 1 if table is None else int(TypeAdapter(RegulariserOptions).validate_python(table).every)
 
 
 def _smart_step(batch: Batch, bfloat16: bool) -> Step:

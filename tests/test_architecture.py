@@ -24,7 +24,7 @@ from smoothtune.registry import TABLE, resolve
 from tests.golden import check_golden
 
 SOURCE = Path(smoothtune.__file__).parent
-GROUND = ("errors", "types", "registry", "files")
+GROUND = ("errors", "types", "registry", "files", "bounded", "tensor_file")
 ORDER = (*GROUND, "config", "runtime", "data", "nn", "objective", "training", "evaluation", "robustness", "inference")
 ORDER += ("workflow", "studies", "smoothness", "integrations", "cli")
 STRANGERS = (("data", "nn"), ("nn", "data"), ("training", "evaluation"), ("evaluation", "training"))
@@ -96,7 +96,14 @@ def test_these_rooms_do_not_know_each_other(room: str, other: str) -> None:
 
 def test_the_ground_floor_imports_nothing_of_ours_but_errors() -> None:
     seen = {room: {other for _, other in rooms_seen(SOURCE / f"{room}.py")} for room in GROUND}
-    assert seen == {"errors": set(), "types": set(), "registry": set(), "files": {"errors"}}
+    assert seen == {
+        "errors": set(),
+        "types": set(),
+        "registry": set(),
+        "files": {"errors"},
+        "bounded": set(),
+        "tensor_file": set(),
+    }
 
 
 def test_only_wiring_rooms_see_both_training_and_evaluation() -> None:

@@ -56,6 +56,15 @@ GROWTH = {
 THREE = {
     **SETTINGS, "rows": {"sst": 100}, "train_seconds": [9.0], "seconds": [10.0], "median": 9.0, "peak_anonymous_mb": 100.0,
 }  # fmt: skip
+CHECKPOINTS = {
+    **SETTINGS,
+    "epochs": 3,
+    "repetitions": 5,
+    "rows": {
+        "off": {"writes": 0, "megabytes": 0, "writing": {"median": 0.0, "most": 0.0}},
+        "default": {"writes": 1.0, "megabytes": 361, "writing": {"median": 0.0125, "most": 0.021}, "over_off": ONE},
+    },
+}
 
 
 @pytest.fixture
@@ -314,3 +323,10 @@ def test_the_aims_of_a_frozen_encoder_take_the_median_of_its_runs(results):
     results(frozen={**SETTINGS, "lines": [json.dumps(line) for line in [*lines, {"trunk": "siamese", "ratio": 1}]]})
     found = [(target.measured, target.reached) for target in targets.all_targets()]
     assert found == [("25", True), ("1.05", True)]
+
+
+def test_the_section_on_checkpoints_shows_both_shares() -> None:
+    off, default = sections.checkpoints(CHECKPOINTS).splitlines()[-2:]
+    assert off.split("|")[1:3] == [" off ", " 0 "]
+    assert "361 MB" not in off
+    assert "| 361 MB | 1.2 % (at most 2.1 %) | 1.00" in default

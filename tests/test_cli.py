@@ -93,7 +93,7 @@ def test_the_help_pages_are_those_of_the_golden_files(command: str) -> None:
 
 
 def test_every_command_shows_examples_that_begin_with_itself() -> None:
-    assert COMMANDS == ["train", "evaluate", "predict", "export", "check", "list", "show", "schema"]
+    assert COMMANDS == ["train", "resume", "evaluate", "predict", "export", "check", "list", "show", "schema"]
     for command in COMMANDS:
         page = CliRunner().invoke(app, [command, "--help"], env=PLAIN).stdout
         lines = page.partition("\n  Example")[2].partition("\n\n")[0].splitlines()[1:]
@@ -254,7 +254,7 @@ def test_an_existing_run_folder_is_refused_and_left_alone(sst: Path, program: Pr
     code, out, err = program("train", "sst.toml", "--run-dir", "first")
     assert (code, out) == (2, "")
     assert err == (
-        "smoothtune: first: exists already; a run never overwrites one: remove it or give another --run-dir\n"
+        "smoothtune: first: exists already; a run never overwrites one: give another --run-dir, or --resume to go on with it\n"
     )
     assert [path.name for path in (sst / "first").iterdir()] == ["mine.txt"]
 

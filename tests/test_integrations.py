@@ -299,7 +299,6 @@ def test_models_without_the_known_form_are_refused(tmp_path):
         ({"problem_type": "regression"}, "exact", {}, r"problem_type 'regression' and num_labels 3"),
         ({}, "exact", {"torch_compile": True}, r"^smoothness does not work with torch_compile=True"),
         ({}, "exat", {}, r"preset: got 'exat', expected one of"),
-        ({}, "cheap", {}, r"layer: .*by preset 'cheap'"),
     ],
 )
 def test_what_would_make_the_term_untrue_is_refused(model, smoothness, options, told, tmp_path):

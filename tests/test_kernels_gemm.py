@@ -168,3 +168,22 @@ def test_operands_of_the_wrong_shape_or_order_are_refused() -> None:
         gemm.weight_gradient(g.T, x)
     with pytest.raises(AssertionError, match="32 x 64 cannot hold 64 x 32"):
         gemm.pack(weight.T.contiguous(), into=packed)
+
+
+@given(TOKENS, BLOCKS, BLOCKS)
+def test_the_gelu_of_a_product_is_taken_of_its_unrounded_sums(tokens: int, out: int, inside: int) -> None:
+    weight, x, _ = operands(tokens, out, inside)
+    bias, packed = numbers(out, seed=5), gemm.pack(weight)
+    sums = gemm.multiply(x, packed, bias=bias, out_dtype=torch.float32)
+    wanted = torch.nn.functional.gelu(sums.double())
+    found = gemm.multiply_gelu(x, packed, bias)
+    assert found.dtype == torch.bfloat16
+    assert ((found.double() - wanted).abs() <= 2.0**-8 * wanted.abs() + 5e-5).all()
+
+
+def test_the_gelu_is_near_everywhere_and_keeps_what_is_not_a_number() -> None:
+    values = torch.cat([torch.linspace(-30, 30, 4095), torch.tensor([torch.nan])]).reshape(128, 32).bfloat16()
+    found = gemm.multiply_gelu(values, gemm.pack(torch.eye(32)), torch.zeros(32))
+    wanted = torch.nn.functional.gelu(values.double())
+    assert found[-1].isnan().all()  # a sum that holds one is none
+    assert ((found[:-1].double() - wanted[:-1]).abs() <= 2.0**-8 * wanted[:-1].abs() + 5e-5).all()

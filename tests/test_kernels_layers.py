@@ -158,3 +158,13 @@ def test_threads_never_change_a_bit(threads: None) -> None:
         assert slope is not None
         found.append([*normed, *parts, *kernels.activation_gradient(grad, slope)])
     assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_layer_norm_that_keeps_nothing_is_that_of_training_to_the_bit(dtype: torch.dtype, rate: float) -> None:
+    y, x = (values(19, 40, seed=seed, dtype=dtype) for seed in (1, 2))
+    bias, weight, shift = (values(40, seed=seed) for seed in (3, 4, 5))
+    drop = Drop(rate, STREAM, torch.arange(19))
+    kept = kernels.residual_norm(y, bias, x, weight, shift, 1e-12, drop)
+    assert torch.equal(kernels.residual_normed(y, bias, x, weight, shift, 1e-12, drop), kept.out)

@@ -204,7 +204,7 @@ def test_an_older_folder_stays_whole_when_writing_fails(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(folders, "save_file", full)
+    monkeypatch.setattr(folders, "save_tensors", full)
     with pytest.raises(WriteError) as error:
         write(prepared, folder, seed=4)
     wanted = f"{folder}: cannot be written: No space left on device; free space or choose another folder"

@@ -226,7 +226,7 @@ def test_pickled_weights_are_never_read(folder: Path) -> None:
 def test_damaged_weights(folder: Path) -> None:
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:200])
-    with pytest.raises(ModelFileError, match=r"model\.safetensors: not a whole safetensors file \(.*\); fetch the"):
+    with pytest.raises(ModelFileError, match=r"model\.safetensors: is not a whole safetensors file \(.*\); fetch the"):
         read_weights(folder)
 
 

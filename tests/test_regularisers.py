@@ -489,7 +489,7 @@ def test_names_layers_and_precision_are_those_of_the_options() -> None:
     for kind in ("smoothness", "r3f", "vat", "freelb"):
         assert [built(kind=kind, layer=layer).layers for layer in (0, 1, "middle")] == [(0,), (1,), (1,)]
     assert built(kind="r_drop").layers == built(kind="proximal").layers == ()
-    (deep,) = build_regularisers((SmoothnessOptions(preset="cheap"),), depth=13)
+    (deep,) = build_regularisers((SmoothnessOptions(layer="middle"),), depth=13)
     assert deep.layers == (6,)
 
 

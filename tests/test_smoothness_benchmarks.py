@@ -156,7 +156,13 @@ def test_cheap_places_are_those_that_were_measured_cheap_enough():
     )
     found = {name: {"over_plain": {"value": 1.39}} for name in names}
     found["exact, layer = middle"]["over_plain"]["value"] = 1.41
-    assert tuning.cheap_places({"variants": found}) == ({"layer": 0, "fraction": 0.25}, {"layer": 4, "fraction": 0.5})
+    places = tuning.cheap_places({"variants": found})
+    assert places == (
+        {"layer": 0, "fraction": 0.25},
+        {"layer": 4, "fraction": 0.5},
+        {"layer": 0, "fraction": 1.0, "every": 4},
+    )
+    assert list(map(tuning.name_of, places)) == ["cheap-0-0.25", "cheap-4-0.5", "cheap-0-1-every-4"]
     assert tuning.cheap_places(None) == ({"layer": "middle", "fraction": 0.5},)
 
 
@@ -315,7 +321,7 @@ def test_a_run_is_scored_once_on_the_files_it_did_not_see(tmp_path, monkeypatch)
     cells.write_tasks(
         tmp_path, {task: part[:40] for task, part in rows.items()}, {task: part[40:60] for task, part in rows.items()}
     )
-    table = cells.quick_table(tmp_path, steps=3, seed=1, regularisers=little_data.VARIANTS["cheap"])
+    table = cells.quick_table(tmp_path, steps=3, seed=1, regularisers=little_data.VARIANTS["exact"])
     report = little_data_run.train(
         {"experiment": table, "scored": {task: str(tmp_path / task / "scored.tsv") for task in rows}}
     )

@@ -25,7 +25,7 @@ from smoothtune.training.loop import StepReport, put_frozen_to_rest
 from smoothtune.training.optimiser import parameter_groups
 from smoothtune.training.stage import StageBegin, StageEnd
 from smoothtune.training.step import StepModule
-from smoothtune.workflow import train as workflow
+from smoothtune.workflow import material as workflow
 from smoothtune.workflow.check import check_encoder, encoding_of
 from smoothtune.workflow.evaluate import evaluate_run
 from smoothtune.workflow.frozen import FrozenStates

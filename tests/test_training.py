@@ -23,10 +23,13 @@ from smoothtune.objective.weighting import TaskFacts, WeightingProduct
 from smoothtune.runtime.kernels import adamw as adamw_kernels
 from smoothtune.training.adamw import KernelAdamW
 from smoothtune.training.best import BestState
+from smoothtune.training.loop import Pieces
 from smoothtune.training.optimiser import build_optimiser, build_rates, parameter_groups, rate_at
 from smoothtune.training.selection import begins_trained, counted
 from smoothtune.training.stage import StageBegin, StageEnd, StageRun
+from smoothtune.training.step import StepModule, StepName
 from smoothtune.training.stopping import Stopping
+from smoothtune.types import Batch
 from tests.small_data import TASKS, Always, Prepared, changed, epochs, prepare, snapshot, steps, table
 
 
@@ -316,7 +319,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_task_and_the_rows(make: Any) -
         list(run.events())
     text = str(error.value)
     assert text.startswith("stage together, step 1: the loss of task near is nan on the batch with rows ")
-    assert sorted(text.partition("rows ")[2].partition(" of its")[0].split(", ")) == ["2", "3", "4", "5"]
+    assert sorted(text.partition("rows ")[2].partition(" of ")[0].split(", ")) == ["2", "3", "4", "5"]
     assert 'set on_nan = "skip" to leave such batches out' in text
     assert not changed(prepared.model, before)
 
@@ -373,7 +376,7 @@ def test_a_gradient_that_is_not_finite_stops_with_the_tasks_and_the_rows(make: A
     text = str(error.value)
     assert text.startswith("stage together, step 1: the norm of the gradients of mood, near is ")
     assert "(task mood); " in text
-    assert "(task near) of its training data; lower the learning rate" in text
+    assert "(task near); lower the learning rate" in text
     assert not changed(prepared.model, before)
 
 
@@ -706,3 +709,68 @@ def test_the_same_seed_trains_the_same_model_to_the_bit(make: Any) -> None:
 def test_rows_of_the_batches_are_lines_of_the_file(make: Any) -> None:
     batch = make("mood").train["mood"].batch(np.arange(3))
     assert batch.rows.tolist() == [2, 3, 4]
+
+
+# a device whose memory is too small
+
+
+class Narrow:
+    """The forward pass of a step module on a device that holds at most `rows` rows."""
+
+    def __init__(self, module: StepModule, rows: int) -> None:
+        self.forward, self.rows = module.forward, rows
+        self.sizes: list[int] = []
+
+    def __call__(self, batch: Batch, name: StepName) -> Any:
+        if len(batch) > self.rows:
+            raise torch.OutOfMemoryError("no room")
+        self.sizes.append(len(batch))
+        return self.forward(batch, name)
+
+
+def narrow(monkeypatch: pytest.MonkeyPatch, rows: int) -> list[Narrow]:
+    made: list[Narrow] = []
+    parts_of = StageRun._parts
+
+    def parts(self: StageRun, chosen: Any) -> Any:
+        found = parts_of(self, chosen)
+        made.append(Narrow(found.module, rows))
+        found.module.forward = made[-1]
+        return found
+
+    monkeypatch.setattr(StageRun, "_parts", parts)
+    return made
+
+
+def test_a_batch_that_does_not_fit_goes_through_in_pieces(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, cut = make("near", stop={"max_epochs": 1}), make("near", stop={"max_epochs": 1})
+    whole = list(plain.run().events())
+    made = narrow(monkeypatch, 3)
+    events = list(cut.run().events())
+    (told,) = [event for event in events if isinstance(event, Pieces)]
+    assert told == Pieces("together", 1, 4, 2)
+    assert set(made[0].sizes) == {2}
+    assert [event.step for event in steps(events)] == [event.step for event in steps(whole)]
+    for ours, theirs in zip(steps(events), steps(whole), strict=True):
+        assert ours.losses["near"]["unweighted"] == pytest.approx(theirs.losses["near"]["unweighted"], rel=2e-3)
+    ours, theirs = cut.model.state_dict(), plain.model.state_dict()
+    assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours) < 2e-3
+
+
+def test_a_row_that_does_not_fit_is_said(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    narrow(monkeypatch, 0)
+    with pytest.raises(TrainingError, match=r"step 1: out of memory on cpu with a single row; set a smaller encoder"):
+        list(make("near").run().events())
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 3, 5, 9])
+def test_pieces_hold_every_row_once(make: Any, pieces: int) -> None:
+    whole = make("near").train["near"].batch(np.arange(7))
+    cut = whole.cut(pieces)
+    assert len(cut) == min(pieces, 7)
+    assert max(map(len, cut)) - min(map(len, cut)) <= 1
+    assert torch.equal(torch.cat([piece.rows for piece in cut]), whole.rows)
+    assert torch.equal(torch.cat([piece.labels for piece in cut]), whole.labels)
+    firsts = torch.cat([piece.tokens.input_ids[: len(piece)] for piece in cut])
+    seconds = torch.cat([piece.tokens.input_ids[len(piece) :] for piece in cut])
+    assert torch.equal(torch.cat([firsts, seconds]), whole.tokens.input_ids)

@@ -23,10 +23,10 @@ import smoothtune
 from smoothtune.cli.main import app
 from smoothtune.cli.train import Watcher
 from smoothtune.errors import ConfigurationError, DataError, ModelFileError, TrainingError, UsageError
-from smoothtune.training import loop
+from smoothtune.training import optimiser_step
 from smoothtune.training.loop import StepReport
 from smoothtune.training.stage import StageBegin, StageEnd, StageEpoch
-from smoothtune.workflow import train as workflow
+from smoothtune.workflow import material as workflow
 from smoothtune.workflow.evaluate import evaluate_run
 from smoothtune.workflow.frozen import Encoding, FrozenStates
 from smoothtune.workflow.run import Run, read_experiment
@@ -66,7 +66,7 @@ def same(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> bool:
 
 def test_a_run_leaves_its_folder(finished: tuple[Run, list[Any]]) -> None:
     run, _ = finished
-    assert {path.name for path in run.folder.iterdir()} == RUN_FILES | {"stages"}
+    assert {path.name for path in run.folder.iterdir()} == RUN_FILES | {"stages", ".lock"}
     assert [path.name for path in (run.folder / "stages").iterdir()] == ["together"]
     assert {path.name for path in (run.folder / "model").iterdir()} == {
         "config.toml", "encoder.json", "labels.json", "model.safetensors", "provenance.json", "tokenizer.json",
@@ -270,7 +270,9 @@ def test_an_existing_run_folder_is_refused(tiny_encoder: Path, small_data: Path,
     with pytest.raises(UsageError) as error:
         train(quick(tiny_encoder), data_dir=small_data, run_dir=tmp_path / "run")
     folder = tmp_path / "run"
-    wanted = f"{folder}: exists already; a run never overwrites one: remove it or give another --run-dir"
+    wanted = (
+        f"{folder}: exists already; a run never overwrites one: give another --run-dir, or --resume to go on with it"
+    )
     assert str(error.value) == wanted
     assert list(folder.iterdir()) == []
 
@@ -404,7 +406,7 @@ def test_a_program_that_gets_ctrl_c_leaves_a_model_and_exits_130(
 
 def failing(after: int) -> Any:
     """The loop's optimiser step, whose loss is not finite after so many steps of a stage."""
-    step = loop._total
+    step = optimiser_step._total
 
     def total(found: dict[str, torch.Tensor]) -> torch.Tensor:
         nonlocal after
@@ -417,13 +419,14 @@ def failing(after: int) -> Any:
 def test_a_run_that_fails_leaves_the_best_model_before(
     tiny_encoder: Path, small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "_total", failing(20))
+    monkeypatch.setattr(optimiser_step, "_total", failing(20))
     folder = tmp_path / "run"
     with pytest.raises(TrainingError) as error:
         train(table(tiny_encoder), data_dir=small_data, run_dir=folder)
-    text, _, where = str(error.value).rpartition("; ")
+    text, _, where = str(error.value).partition("; the best model before that is in ")
     assert text.startswith("stage together, step 21: the loss of task ")
-    assert where == f"the best model before that is in {folder / 'model'}"
+    assert where.startswith(f"{folder / 'model'}; ")
+    assert where.endswith(f"; go on with: smoothtune resume {folder}")
     state = json.loads((folder / "run.json").read_text())
     assert (state["failure"], state["interrupted"]) == (text, False)
     line = json.loads((folder / "metrics.jsonl").read_text())
@@ -433,9 +436,12 @@ def test_a_run_that_fails_leaves_the_best_model_before(
 def test_a_run_that_fails_before_its_first_evaluation_leaves_no_model(
     tiny_encoder: Path, small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "_total", failing(3))
+    monkeypatch.setattr(optimiser_step, "_total", failing(3))
     folder = tmp_path / "run"
-    with pytest.raises(TrainingError, match=r"; no model was worth keeping: it came before the first evaluation$"):
+    with pytest.raises(
+        TrainingError,
+        match=r"; no model was worth keeping: it came before the first evaluation; there is no checkpoint yet; start over with",
+    ):
         train(table(tiny_encoder), data_dir=small_data, run_dir=folder)
     assert json.loads((folder / "run.json").read_text())["failure"].startswith("stage together, step 4")
     assert not (folder / "model").exists()
@@ -446,7 +452,7 @@ def test_a_later_stage_that_fails_at_once_leaves_what_the_stages_before_made(
 ) -> None:
     wanted = quick(tiny_encoder, tasks=["mood"])
     wanted["stages"].append({**wanted["stages"][0], "name": "late", "tasks": ["near"], "train": ["outputs"]})
-    monkeypatch.setattr(loop, "_total", failing(5))
+    monkeypatch.setattr(optimiser_step, "_total", failing(5))
     with pytest.raises(TrainingError, match=r"stage late, step 1: .*; the best model before that is in"):
         train(wanted, data_dir=small_data, run_dir=tmp_path / "run")
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

@@ -1,6 +1,7 @@
 """smoothtune: one small text model for several labelled tasks, fine-tuned together from plain files.
 
-`train(experiment) -> Run`, `load(run_dir) -> Model`, `model.predict("task", texts)`. Importing this loads no torch.
+`train(experiment) -> Run`, `resume(run_dir) -> Run`, `load(run_dir) -> Model`, `model.predict("task", texts)`.
+Importing this loads no torch.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from smoothtune.errors import SmoothtuneError as SmoothtuneError
     from smoothtune.inference.model import Model as Model
     from smoothtune.workflow.run import Run as Run
+    from smoothtune.workflow.train import resume as resume
     from smoothtune.workflow.train import train as train
 
 __version__ = "0.1.0"
@@ -24,9 +26,10 @@ _HOME = {
     "Model": "smoothtune.inference.model",
     "Run": "smoothtune.workflow.run",
     "SmoothtuneError": "smoothtune.errors",
+    "resume": "smoothtune.workflow.train",
     "train": "smoothtune.workflow.train",
 }
-__all__ = ["Experiment", "Model", "Run", "SmoothtuneError", "__version__", "load", "train"]
+__all__ = ["Experiment", "Model", "Run", "SmoothtuneError", "__version__", "load", "resume", "train"]
 
 
 def load(run_dir: str | Path, *, device: str = "auto", precision: str = "auto") -> Model:

@@ -9,6 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+_SHOWN = 100
+# Characters that a terminal obeys: what a file holds may stand in a message.
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))}
+
 
 class SmoothtuneError(Exception):
     """Base of all errors that are reported to the user without a traceback."""
@@ -30,16 +34,19 @@ class Problem:
     what: str
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.what}" if self.where else self.what
+        text = f"{self.where}: {self.what}" if self.where else self.what
+        return text.translate(_CONTROLS)
 
 
 class ProblemsError(UsageError):
-    """Several problems found in one reading, raised together."""
+    """Several problems found in one reading, raised together; the text has the first hundred, and counts the rest."""
 
     def __init__(self, headline: str, problems: Iterable[Problem]) -> None:
         self.headline = headline
         self.problems = tuple(problems)
-        super().__init__("\n".join([headline, *(f"  {problem}" for problem in self.problems)]))
+        more = len(self.problems) - _SHOWN
+        rest = [f"  and {more:,} more"] if more > 0 else []
+        super().__init__("\n".join([headline, *(f"  {problem}" for problem in self.problems[:_SHOWN]), *rest]))
 
 
 class ConfigurationError(ProblemsError):
@@ -56,3 +63,21 @@ class ModelFileError(UsageError):
 
 class TrainingError(SmoothtuneError):
     """Training could not go on (exit code 1)."""
+
+
+class TerminatedError(SmoothtuneError):
+    """The process was asked to end by SIGTERM (exit code 143)."""
+
+    exit_code = 143
+
+
+class OneProcessError(TrainingError):
+    """Something befell this one of several processes of a run, so that each it befalls must say so (exit code 1)."""
+
+
+class ElsewhereError(SmoothtuneError):
+    """Another process of the run says what went wrong, so that this one need not; `exit_code` is that one's."""
+
+    def __init__(self, text: str, exit_code: int = 1) -> None:
+        super().__init__(text)
+        self.exit_code = exit_code

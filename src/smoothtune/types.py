@@ -8,6 +8,7 @@ This module knows nothing of files, models or training.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -94,3 +95,25 @@ class Batch:
         labels = None if self.labels is None else self.labels.to(device)
         states = None if self.states is None else self.states.to(device)
         return replace(self, tokens=self.tokens.to(device), labels=labels, states=states)
+
+    def cut(self, pieces: int) -> list[Batch]:
+        """The same examples in at most `pieces` batches of nearly equal size, in order."""
+        count, rows = min(pieces, len(self)), len(self)
+        if count == 1:
+            return [self]
+        bounds = [rows * number // count for number in range(count + 1)]
+        return [self._part(begin, end) for begin, end in pairwise(bounds)]
+
+    def _part(self, begin: int, end: int) -> Batch:
+        """Examples `begin` to `end`, with both texts of pairs."""
+        whole = len(self.tokens.mask)
+        places = [row for first in range(0, whole, len(self)) for row in range(first + begin, first + end)]
+        tokens = self.tokens
+        segments = None if tokens.segments is None else tokens.segments[places]
+        return replace(
+            self,
+            tokens=Tokens(tokens.input_ids[places], tokens.mask[places], segments),
+            labels=None if self.labels is None else self.labels[begin:end],
+            rows=self.rows[begin:end],
+            states=None if self.states is None else self.states[places],
+        )

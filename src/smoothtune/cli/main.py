@@ -18,8 +18,8 @@ from smoothtune.cli.evaluate import evaluate
 from smoothtune.cli.export import export
 from smoothtune.cli.listing import list_things, schema, show
 from smoothtune.cli.predict import predict
-from smoothtune.cli.train import train
-from smoothtune.errors import SmoothtuneError
+from smoothtune.cli.train import resume, train
+from smoothtune.errors import ElsewhereError, SmoothtuneError
 
 
 class _InterruptedError(SmoothtuneError):
@@ -48,6 +48,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(train)
+app.command(short_help="Go on with a run that was ended.")(resume)
 app.command()(evaluate)
 app.command(short_help="Predict tasks for every row of a file.")(predict)
 app.command(short_help="Export a task's LoRA and encoder for peft and transformers.")(export)
@@ -87,13 +88,15 @@ def _log_on_stderr() -> Iterator[None]:
 
 
 def main() -> None:
-    """Run the program: exit 2 for usage and configuration, 1 for failure, 130 after Ctrl-C."""
+    """Run the program: exit 2 for usage and configuration, 1 for failure, 130 after Ctrl-C, 143 after SIGTERM."""
     # Threads that wait must sleep, not spin: beside any other busy process spinning makes torch several times slower.
     # Read once, when torch loads its OpenMP library, so it is set here.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         with _log_on_stderr():
             app()
+    except ElsewhereError as error:
+        sys.exit(error.exit_code)
     except SmoothtuneError as error:
         print(f"smoothtune: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -23,3 +23,11 @@ Set = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+Allow = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option(
+        "--allow",
+        metavar="KIND",
+        help="Go on although this has changed: data, configuration, encoder, device or format. Repeatable.",
+    ),
+]

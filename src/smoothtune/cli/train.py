@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from smoothtune.cli.options import DataDir, Experiment, Set
+from smoothtune.cli.options import Allow, DataDir, Experiment, Set
 from smoothtune.cli.probe_lines import loss_text, probe_lines
 
 if TYPE_CHECKING:
-    from smoothtune.workflow.train import Event
+    from smoothtune.workflow.events import Event, Resumed
+    from smoothtune.workflow.run import Run
 
 
 def train(
@@ -23,6 +25,10 @@ def train(
     ] = None,
     override: Set = None,
     seed: Annotated[Optional[int], typer.Option("--seed", min=0, help="Seed; default: the experiment's.")] = None,  # noqa: UP045
+    go_on: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --run-dir where there is one, else begin it.")
+    ] = False,
+    allow: Allow = None,
 ) -> None:
     """Train an experiment and leave a run folder with its model.
 
@@ -31,23 +37,64 @@ def train(
       smoothtune train demo
       smoothtune train quick --data-dir data --run-dir runs/first
       smoothtune train my.toml --seed 2 --set stages.0.batch_size=16
+      smoothtune train my.toml --run-dir runs/long --resume
     """  # noqa: D301 - click reads \b
-    from smoothtune.cli.tables import out, score_rows, table
     from smoothtune.workflow.train import train as run_training
+
+    def training(watcher: Watcher) -> Run:
+        return run_training(
+            experiment,
+            data_dir=data_dir,
+            run_dir=run_dir,
+            overrides=override or (),
+            seed=seed,
+            resume=go_on,
+            allow=allow or (),
+            listen=watcher,
+        )
+
+    _show(training)
+
+
+def resume(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")],
+    allow: Allow = None,
+) -> None:
+    """Go on with a run that was ended, from its last checkpoint, as if it had never stopped.
+
+    A run that is finished is only shown; one without a checkpoint starts over.
+
+    \b
+    Examples:
+      smoothtune resume runs/long
+      smoothtune resume runs/long --allow device
+    """  # noqa: D301 - click reads \b
+    from smoothtune.workflow.train import resume as go_on
+
+    _show(lambda watcher: go_on(run_dir, allow=allow or (), listen=watcher))
+
+
+def _show(train: Callable[[Watcher], Run]) -> None:
+    """Live progress, then the table of results, from the first process alone."""
+    from smoothtune.cli.tables import out, score_rows, table
+    from smoothtune.runtime.processes import launched
 
     watcher = Watcher()
     try:
-        run = run_training(
-            experiment, data_dir=data_dir, run_dir=run_dir, overrides=override or (), seed=seed, listen=watcher
-        )
+        run = train(watcher)
     finally:
         watcher.close()
+    processes = launched()
     if run.interrupted:
-        typer.echo(
-            f"interrupted; the best model so far (before a first evaluation: as it stood) is in {run.folder / 'model'}",
-            err=True,
-        )
+        if processes.is_main:
+            typer.echo(
+                f"interrupted; the best model so far (before a first evaluation: as it stood) is in {run.folder / 'model'}; "
+                f"go on with: {processes.launcher} resume {run.folder}",
+                err=True,
+            )
         raise typer.Exit(130)
+    if not processes.is_main:
+        return
     assert run.evaluation is not None
     headers = ["task", "metric", "dev", "95 % interval", "rows"]
     out().print(table(headers, score_rows(run.evaluation)))
@@ -89,11 +136,11 @@ class Watcher:
 
     def __call__(self, event: Event) -> None:
         """Take one event."""
-        from smoothtune.training.loop import StepReport
+        from smoothtune.training.loop import Pieces, StepReport
         from smoothtune.training.notices import Notice
         from smoothtune.training.stage import StageBegin, StageEnd, StageEpoch
+        from smoothtune.workflow.events import Resumed, RunBegin, RunEnd
         from smoothtune.workflow.frozen import Encoding, FrozenStates
-        from smoothtune.workflow.train import RunBegin, RunEnd
 
         if isinstance(event, StepReport):
             self._step(event)
@@ -104,12 +151,20 @@ class Watcher:
             print_warnings(event.check, self._console)
             for note in event.notes:
                 self._console.print(note, soft_wrap=True, markup=False)
+        elif isinstance(event, Resumed):
+            self._resumed(event)
         elif isinstance(event, Encoding):
             self._encoding(event)
         elif isinstance(event, FrozenStates):
             self._frozen(event)
         elif isinstance(event, StageBegin):
             self._begin(event)
+        elif isinstance(event, Pieces):
+            self._console.print(
+                f"warning: out of memory at step {event.step:,}: from here on a batch goes through in {event.pieces} pieces "
+                f"of at most {event.rows} rows, their gradients added up",
+                soft_wrap=True,
+            )
         elif isinstance(event, StageEpoch):
             self._epoch(event)
         elif isinstance(event, Notice):
@@ -134,7 +189,21 @@ class Watcher:
         self._console.print(f"  {parts}{rest}", soft_wrap=True)
         self._losses, self._said, self._drawn = {}, 0.0, 0.0
         self._progress.start()
-        self._bar = self._progress.add_task(event.stage, total=event.steps, losses="", unit="steps")
+        self._bar = self._progress.add_task(
+            event.stage, total=event.steps, completed=event.done, losses="", unit="steps"
+        )
+
+    def _resumed(self, event: Resumed) -> None:
+        for damage in event.damaged:
+            self._console.print(f"warning: {damage}", soft_wrap=True, markup=False)
+        if event.checkpoint is None:
+            self._console.print("there is no checkpoint: the run starts over", soft_wrap=True)
+            return
+        self._console.print(
+            f"goes on from {event.checkpoint}: stage {event.stage}, step {event.step:,}", soft_wrap=True
+        )
+        for difference in event.differs:
+            self._console.print(f"no longer exact: {difference}", soft_wrap=True, markup=False)
 
     def _take_bar_away(self) -> None:
         self._progress.stop()

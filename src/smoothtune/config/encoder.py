@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from smoothtune.config.options import Options
 
@@ -25,3 +25,12 @@ class EncoderOptions(Options):
     attention_dropout: float | None = Field(
         None, ge=0, lt=1, description="attention dropout; default: the checkpoint's"
     )
+
+    @field_validator("revision")
+    @classmethod
+    def _of_the_hub(cls, revision: str | None) -> str | None:
+        if revision is not None and (".." in revision or revision.startswith("/")):
+            raise ValueError(
+                f"{revision[:80]!r} is no commit or branch; it would name a file outside of the Hub's cache"
+            )
+        return revision

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from smoothtune.config.adaptations import AdapterOptions, LoraOptions
 from smoothtune.config.encoder import EncoderOptions
@@ -14,16 +14,52 @@ from smoothtune.config.tasks import AnyShape, Shape, Task
 from smoothtune.config.trunks import MeanTrunk, SiameseTrunk, TrunkBase, TrunkOptions
 
 
+class CheckpointEvery(Options):
+    """When a run writes what it can go on from; 0 means: not for this reason."""
+
+    epochs: int = Field(1, ge=0, description="epochs of a stage")
+    steps: int = Field(0, ge=0, description="optimiser steps of a stage")
+    minutes: float = Field(10.0, ge=0, allow_inf_nan=False, description="at most so many minutes of training apart")
+    share: float = Field(
+        0.02,
+        gt=0,
+        le=1,
+        description="of the time that writing after epochs may take; where one would exceed it, a later one is "
+        "written; 1: no limit",
+    )
+
+    @property
+    def never(self) -> bool:
+        """Whether nothing is ever written."""
+        return not (self.epochs or self.steps or self.minutes)
+
+
+def _as_every(value: Any) -> Any:
+    if value is False:
+        return {"epochs": 0, "steps": 0, "minutes": 0}
+    return {"steps": value} if isinstance(value, int) and value is not True else value
+
+
 class RuntimeOptions(Options):
     """Where the experiment runs."""
 
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto: a GPU if there is one")
-    threads: int | None = Field(None, ge=1, description="processor threads; default: one per core this process may use")
+    threads: int | None = Field(
+        None, ge=1, le=1024, description="processor threads; default: one per core this process may use"
+    )
     frozen_states: Literal["auto", "off"] = Field(
         "auto",
         description="auto: a stage that trains nothing in the encoder reads each text once and keeps the encoder's states in "
         "the cache, within a quarter of the free disk; off: encode at every step",
     )
+    checkpoint_every: Annotated[
+        CheckpointEvery,
+        BeforeValidator(_as_every, json_schema_input_type=int | Literal[False] | CheckpointEvery),
+        Field(
+            description="when to write a checkpoint, from which an ended run goes on; a number: also each so many steps; "
+            "`false`: never"
+        ),
+    ] = CheckpointEvery()
 
 
 class Experiment(Options):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import tomllib
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any
 import tomli_w
 from pydantic import ValidationError
 
+from smoothtune.bounded import UnreadableError, parse_toml, read_text
 from smoothtune.config.cross_checks import cross_checks
 from smoothtune.config.experiment import Experiment
 from smoothtune.config.problems import near, problems_of
@@ -42,9 +42,12 @@ def find(source: str) -> Path:
     """The TOML file of a path or packaged name. Raises `UsageError` when there is none."""
     if source in packaged_names():
         return PACKAGED / f"{source}.toml"
-    path = Path(source).expanduser()
-    if path.is_file():
-        return path
+    try:
+        path = Path(source).expanduser()
+        if path.is_file():
+            return path
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UsageError(f"{source[:200]!r}: cannot be the path of an experiment file ({error})") from None
     if path.suffix == ".toml" or path.exists():
         raise UsageError(
             f"{source}: there is no such experiment file; check the path or run `smoothtune list experiments`"
@@ -106,7 +109,12 @@ def _with_encoder_from(experiment: Experiment, base: Path) -> Experiment:
     name = experiment.encoder.name
     if not name.startswith(("./", "../")):
         return experiment
-    encoder = experiment.encoder.model_copy(update={"name": str((base / name).resolve())})
+    try:
+        encoder = experiment.encoder.model_copy(update={"name": str((base / name).resolve())})
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ConfigurationError(
+            "the experiment cannot be run:", [Problem("encoder.name", f"{name[:200]!r} is no path ({error})")]
+        ) from None
     return experiment.model_copy(update={"encoder": encoder})
 
 
@@ -119,14 +127,14 @@ def _folder(given_by: str, name: str | Path) -> Path:
 
 def _read(source: str | Path | Mapping[str, Any] | Experiment) -> tuple[dict[str, Any], str, Path | None]:
     if isinstance(source, Experiment):
-        return tomllib.loads(to_toml(source)), "the experiment cannot be run:", None
+        return parse_toml(to_toml(source)), "the experiment cannot be run:", None
     if isinstance(source, Mapping):
         return deepcopy(dict(source)), "the experiment cannot be run:", None
     path = find(str(source))
     headline = f"{source}: the experiment cannot be run:"
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        table = parse_toml(read_text(path))
+    except ValueError as error:
         raise ConfigurationError(headline, [Problem(str(path), f"is not valid TOML: {error}")]) from None
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
@@ -192,8 +200,10 @@ def _index(node: list[Any], key: str, override: str, at: str) -> int:
 
 def _value(text: str) -> Any:
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        return parse_toml(f"value = {text}")["value"]
+    except UnreadableError as error:
+        raise UsageError(f"--set: the value {text[:80]!r} {error}") from None
+    except ValueError:
         return text.strip()
 
 

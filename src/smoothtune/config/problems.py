@@ -49,7 +49,7 @@ def _problem(item: Any, root: type[BaseModel]) -> Problem:
         set_elsewhere = {_TAG} if ".schedule_options." in path else set()  # `schedule` says it
         fields = sorted({key for cls in classes for key in _keys(cls)} - set_elsewhere)
         known = f" Known keys: {', '.join(fields)}." if fields else " There are none to set here; remove it."
-        return Problem(path, f"unknown key.{near(str(item['loc'][-1]), fields) or known}")
+        return Problem(path, f"unknown key.{near(str(item['loc'][-1])[:80], fields) or known}")
     if kind == "missing":
         return Problem(path, "is required but missing")
     if kind == "union_tag_not_found":
@@ -57,13 +57,14 @@ def _problem(item: Any, root: type[BaseModel]) -> Problem:
         return Problem(f"{path}.{expected}", f"is required but missing; one of {_tags(classes)}")
     if kind == "union_tag_invalid":
         tag = str(context["tag"])
-        return Problem(f"{path}.{_TAG}", f"got {tag!r}, expected one of {_tags(classes)}.{near(tag, _kinds(classes))}")
+        hint = near(tag[:80], _kinds(classes))
+        return Problem(f"{path}.{_TAG}", f"got {_short(tag)}, expected one of {_tags(classes)}.{hint}")
     if kind in _TOML:
         return Problem(path, f"must be {_TOML[kind]}, got {_short(got)}")
     message = item["msg"].removeprefix("Value error, ")
     if kind == "literal_error":
         choices = [choice.strip("' ") for choice in context["expected"].replace(" or ", ", ").split(",")]
-        return Problem(path, f"got {got!r}, expected one of {', '.join(choices)}.{near(str(got), choices)}")
+        return Problem(path, f"got {_short(got)}, expected one of {', '.join(choices)}.{near(str(got)[:80], choices)}")
     return Problem(path, f"{message[:1].lower()}{message[1:]}, got {_short(got)}" if kind != "value_error" else message)
 
 
@@ -75,6 +76,12 @@ def _keys(cls: type[BaseModel]) -> list[str]:
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _key(step: int | str) -> str:
+    """A key as it stands in a path; in quotes where it could pass for something else in a message."""
+    text = str(step)
+    return text if text.isprintable() and len(text) <= 80 else _short(text)
 
 
 def _kinds(classes: list[type[BaseModel]]) -> list[str]:
@@ -98,7 +105,7 @@ def _walk(location: tuple[Any, ...], root: type[BaseModel]) -> tuple[str, list[t
             continue
         if isinstance(step, str) and re.match(r"(constrained-|function-|tuple\[|list\[|float$|int$|str$|bool$)", step):
             continue  # a branch of a plain union, no key of the file
-        path = f"{path}.{step}" if path else str(step)
+        path = f"{path}.{_key(step)}" if path else _key(step)
         fields = [cls.model_fields[step] for cls in classes if isinstance(step, str) and step in cls.model_fields]
         annotation = fields[0].annotation if fields and not _holds(annotation) else _inner(annotation)
         classes = _models(annotation) or classes

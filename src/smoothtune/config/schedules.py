@@ -46,7 +46,7 @@ class TemperatureOptions(Options):
     kind: Literal["temperature"] = "temperature"
     alpha: float = Field(0.5, ge=0, le=1)
     steps_per_epoch: int | None = Field(
-        None, ge=1, description="batches an epoch; default: as many as see every row once"
+        None, ge=1, le=10_000_000, description="batches an epoch; default: as many as see every row once"
     )
 
 
@@ -57,7 +57,7 @@ class AnnealedOptions(Options):
     start: float = Field(1.0, ge=0, le=1, description="alpha of the first epoch")
     end: float = Field(0.2, ge=0, le=1, description="alpha of the last epoch")
     steps_per_epoch: int | None = Field(
-        None, ge=1, description="batches an epoch; default: as many as see every row once"
+        None, ge=1, le=10_000_000, description="batches an epoch; default: as many as see every row once"
     )
 
 

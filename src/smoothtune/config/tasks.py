@@ -87,6 +87,8 @@ class RegressionShape(TaskShape):
     def _ordered(cls, limits: tuple[float, float]) -> tuple[float, float]:
         if limits[0] >= limits[1]:
             raise ValueError(f"the range must rise, got [{limits[0]:g}, {limits[1]:g}]")
+        if max(map(abs, limits)) > 1e38:  # near the end of float32
+            raise ValueError(f"the range must lie within -1e38 and 1e38, got [{limits[0]:g}, {limits[1]:g}]")
         return limits
 
 

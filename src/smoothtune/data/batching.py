@@ -24,6 +24,7 @@ class Examples:
 
     `chosen` (M,) int32 are positions in the columns; a sample or a split is a choice, never a copy. `pad_id` fills rows
     up; rounding up never goes beyond `limit` tokens. With `states`, one column per token column, batches carry those.
+    `shown` names the source in messages.
     """
 
     task: str
@@ -35,6 +36,7 @@ class Examples:
     pad_id: int = 0
     limit: int = 8192
     states: tuple[StateColumn, ...] = ()
+    shown: str = "its training data"
 
     def __len__(self) -> int:
         return len(self.chosen)

@@ -6,6 +6,7 @@ Memory does not grow with the file: a field ends at the `csv` module's limit (13
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from difflib import get_close_matches
@@ -18,6 +19,9 @@ from smoothtune.data.source import Flaw, Record
 
 LINE_LIMIT = 1 << 24
 _BOM = b"\xef\xbb\xbf"
+_LONG_NAME = 200
+_NAMES_SHOWN = 30
+_NAMES_COMPARED = 1_000
 _QUOTES = "put quotes around the field and double the quotes inside it"
 
 
@@ -136,8 +140,8 @@ def _csv_flaw(error: csv.Error, first: int, last: int) -> Flaw:
 def _width_text(row: list[str], header: list[str]) -> str:
     text = f"{len(row)} field{'' if len(row) == 1 else 's'} where the header has {len(header)}"
     if len(row) < len(header):
-        return f"{text}: nothing stands in column {header[len(row)]!r}"
-    extra = f"{row[len(header)][:40]!r} stands after the last column, {header[-1]!r}"
+        return f"{text}: nothing stands in column {short(header[len(row)])}"
+    extra = f"{row[len(header)][:40]!r} stands after the last column, {short(header[-1])}"
     return f"{text}: {extra}; quote fields that hold separators"
 
 
@@ -145,7 +149,7 @@ def _byte_flaw(line: int, row: list[str], header: list[str]) -> Flaw:
     for number, value in enumerate(row):
         for place, character in enumerate(value, start=1):
             if character == "\0" or "\udc80" <= character <= "\udcff":
-                column = f"column {header[number]!r}" if number < len(header) else f"field {number + 1}"
+                column = f"column {short(header[number])}" if number < len(header) else f"field {number + 1}"
                 return Flaw(*_byte_text(line, column, place, character))
     raise AssertionError(f"line {line} was marked without a cause")
 
@@ -173,17 +177,25 @@ def header_flaws(header: Sequence[str], columns: Sequence[str], *, line: int = 0
     """
     if not any(header):
         return [Flaw("file", 0, "is empty, or its first line is; the first line must name the columns")]
-    twice = sorted({name for name in header if name and header.count(name) > 1})
-    flaws = [Flaw("file", line, f"column {name!r} stands more than once in the header; rename one") for name in twice]
+    twice = sorted(name for name, count in Counter(header).items() if name and count > 1)[:_NAMES_SHOWN]
+    flaws = [
+        Flaw("file", line, f"column {short(name)} stands more than once in the header; rename one") for name in twice
+    ]
     return flaws + [Flaw("missing column", line, missing_text(name, header)) for name in columns if name not in header]
 
 
 def missing_text(name: str, present: Sequence[str]) -> str:
     """Says that `name` is not among `present`, and which near name may be meant."""
-    text = f"has no column {name!r}; its columns are: {', '.join(map(repr, present))}"
+    more = f" and {len(present) - _NAMES_SHOWN:,} more" if len(present) > _NAMES_SHOWN else ""
+    text = f"has no column {short(name)}; its columns are: {', '.join(map(short, present[:_NAMES_SHOWN]))}{more}"
     apart = [word for word, mark in (("tab", "\t"), ("comma", ","), ("semicolon", ";")) if mark in "".join(present)]
     if len(present) == 1 and apart:
         return f"{text}; is the file separated by a {apart[0]}?"
-    lowered = {other.strip().lower(): other for other in present}
-    near = get_close_matches(name.strip().lower(), lowered, n=1, cutoff=0.75)
+    lowered = {other.strip().lower(): other for other in present[:_NAMES_COMPARED] if len(other) <= _LONG_NAME}
+    near = get_close_matches(name.strip().lower()[:_LONG_NAME], lowered, n=1, cutoff=0.75)
     return f"{text}; did you mean {lowered[near[0]]!r}?" if near else text
+
+
+def short(name: str) -> str:
+    """The name of a column in quotes, its end left out where it is long."""
+    return repr(name) if len(name) <= _LONG_NAME else f"{name[:_LONG_NAME]!r}..."

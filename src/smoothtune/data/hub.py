@@ -1,9 +1,12 @@
-"""Data sets loaded by the `datasets` library: folders it saved, folders it can read, Hub ids. Knows nothing of rows."""
+"""Data sets loaded by the `datasets` library: folders that it can read, Hub ids. Knows nothing of rows."""
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from smoothtune.bounded import FOREIGN, UnreadableError, check_plain, reason_of
 from smoothtune.errors import DataError, Problem
 
 if TYPE_CHECKING:
@@ -11,27 +14,38 @@ if TYPE_CHECKING:
 
 
 def load_through_datasets(location: str, config: str | None, split: str, shown: str) -> Dataset:
-    """`datasets.load_dataset`, memory-mapped; a Hub id is fetched once and then cached by `datasets`.
+    """`datasets.load_dataset`, memory-mapped; a Hub id is fetched once and then cached by `datasets`. No script is run.
 
-    Raises `DataError` (where: `shown`) when the data set, its configuration or its split is not there.
+    Raises `DataError` (where: `shown`) when the data set, its configuration or its split is not there, and for a folder
+    that has others than plain files, or whose README.md names files outside of it.
     """
-    from datasets import load_dataset
+    import datasets
     from datasets.exceptions import DatasetsError
 
+    datasets.config.HF_DATASETS_TRUST_REMOTE_CODE = False  # releases before 4 would ask at the terminal
     try:
-        return load_dataset(location, config, split=split)
-    except (OSError, ValueError, DatasetsError) as error:
-        reason = " ".join(str(error).split())
-        what = f"cannot be loaded: {reason}; check the name, the split and the network"
+        if Path(location).is_absolute():
+            check_files(Path(location))
+            _check_named(Path(location), datasets.load_dataset_builder(location, config))
+        return datasets.load_dataset(location, config, split=split)
+    except (*FOREIGN, DatasetsError) as error:
+        what = f"cannot be loaded: {reason_of(error)}; check the name, the split and the network"
         raise DataError("A data source cannot be used.", [Problem(shown, what)]) from error
 
 
-def load_saved(folder: str, shown: str) -> Dataset:
-    """The data set that `save_to_disk` wrote to `folder`, memory-mapped. Raises `DataError` when a part is missing."""
-    from datasets import Dataset
+def check_files(folder: Path) -> None:
+    """Raise `UnreadableError` where something below `folder` is no plain file, or a link out of it."""
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            path = Path(parent) / name
+            try:
+                check_plain(path, inside=folder)
+            except UnreadableError as error:
+                raise UnreadableError(f"{path.relative_to(folder)} {error}") from None
 
-    try:
-        return Dataset.load_from_disk(folder)
-    except (OSError, ValueError, KeyError) as error:
-        what = f"is a damaged folder ({' '.join(str(error).split())}); write it again with save_to_disk"
-        raise DataError("A data source cannot be used.", [Problem(shown, what)]) from error
+
+def _check_named(folder: Path, builder: object) -> None:
+    named = getattr(getattr(builder, "config", None), "data_files", None) or {}
+    for file in (str(file) for files in named.values() for file in files):
+        if not os.path.realpath(file).startswith(f"{os.path.realpath(folder)}{os.sep}"):
+            raise UnreadableError(f"its README.md names {file[:200]!r}, which is not in the folder")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, BinaryIO
 
+from smoothtune.bounded import reason_of
 from smoothtune.data.delimited import (
     LINE_LIMIT,
     LineTooLongError,
@@ -13,13 +15,14 @@ from smoothtune.data.delimited import (
     missing_text,
     raw_lines,
     read_delimited,
+    short,
 )
-from smoothtune.data.hub import load_saved, load_through_datasets
+from smoothtune.data.hub import load_through_datasets
 from smoothtune.data.source import Flaw, Record, Source
 from smoothtune.data.values import cell_text
+from smoothtune.errors import DataError, Problem
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from datasets import Dataset
 
 _ROWS = 1_000
@@ -41,13 +44,11 @@ def _records(source: Source, columns: Sequence[str], file: BinaryIO | None) -> I
         yield from read_delimited(source.path, columns, "\t" if source.kind == "tsv" else ",", file)
     elif source.kind == "jsonl":
         yield from _read_jsonl(source, columns, file)
-    elif source.kind == "parquet":
-        yield from _read_parquet(source, columns)
-    elif source.kind == "saved":
-        yield from _read_dataset(load_saved(source.location, source.shown), columns)
-    else:
+    elif source.kind == "hub":
         dataset = load_through_datasets(source.location, source.config, str(source.split), source.shown)
         yield from _read_dataset(dataset, columns)
+    else:
+        yield from _read_table(source, columns)
 
 
 def _read_jsonl(source: Source, columns: Sequence[str], file: BinaryIO | None) -> Iterator[Record | Flaw]:
@@ -63,13 +64,15 @@ def _read_jsonl(source: Source, columns: Sequence[str], file: BinaryIO | None) -
 
 def _json_record(line: int, raw: bytes, columns: Sequence[str]) -> Record | Flaw:
     try:
-        row = json.loads(raw.decode())
+        row = _DECODER.decode(raw.decode())
     except UnicodeDecodeError as error:
         what = (
             f"byte 0x{raw[error.start]:02X} at byte {error.start + 1} of the line is not UTF-8; save the file as UTF-8"
         )
         return Flaw("not UTF-8", line, what)
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        return Flaw("bad JSON", line, "is nested too deeply; write one JSON object of texts and numbers a line")
+    except ValueError as error:
         return Flaw("bad JSON", line, f"is not JSON ({error}); write one JSON object a line")
     if not isinstance(row, dict):
         return Flaw("bad JSON", line, f"holds {_json_name(row)}, not an object; write one JSON object a line")
@@ -79,38 +82,52 @@ def _json_record(line: int, raw: bytes, columns: Sequence[str]) -> Record | Flaw
     return _record(line, [row[column] for column in columns], columns)
 
 
+def _row(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"the key {short(twice)} stands twice")
+    return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_row)
+
+
 def _json_name(value: object) -> str:
     return "a list" if isinstance(value, list) else f"the value {json.dumps(value)[:40]}"
 
 
-def _read_parquet(source: Source, columns: Sequence[str]) -> Iterator[Record | Flaw]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def _read_table(source: Source, columns: Sequence[str]) -> Iterator[Record | Flaw]:
+    from smoothtune.data.arrow_files import BrokenTableError, parquet_cells, parquet_names, saved_cells, saved_names
 
+    assert source.path is not None
+    names, cells = (parquet_names, parquet_cells) if source.kind == "parquet" else (saved_names, saved_cells)
+    number = 0
     try:
-        with pq.ParquetFile(source.location) as file:
-            flaws = header_flaws(file.schema_arrow.names, columns)
-            yield from flaws
-            if not flaws:
-                yield from _arrow_records(file.iter_batches(_ROWS, columns=list(columns)), columns)
-    except (pa.ArrowInvalid, OSError) as error:
-        yield Flaw("file", 0, f"is not a Parquet file that can be read ({error})")
+        flaws = header_flaws(names(source.path), columns)
+        yield from flaws
+        for number, row in enumerate(() if flaws else cells(source.path, columns), start=1):
+            yield _record(number, row, columns)
+    except BrokenTableError as error:
+        if source.kind == "saved":
+            what = f"is a damaged folder ({error}); write it again with save_to_disk"
+            raise DataError("A data source cannot be used.", [Problem(source.shown, what)]) from error
+        yield Flaw("file", number, f"is not a Parquet file that can be read ({error}); write it again")
 
 
 def _read_dataset(dataset: Dataset, columns: Sequence[str]) -> Iterator[Record | Flaw]:
+    from smoothtune.data.arrow_files import BROKEN
+
     flaws = header_flaws(dataset.column_names, columns)
     yield from flaws
-    if not flaws:
-        tables = dataset.select_columns(list(columns)).with_format("arrow").iter(_ROWS)
-        yield from _arrow_records(tables, columns)
-
-
-def _arrow_records(tables: Iterable[pa.RecordBatch], columns: Sequence[str]) -> Iterator[Record | Flaw]:
     number = 0
-    for table in tables:
-        for cells in zip(*(table.column(column).to_pylist() for column in columns), strict=True):
-            number += 1
-            yield _record(number, cells, columns)
+    try:
+        for table in () if flaws else dataset.select_columns(list(columns)).with_format("arrow").iter(_ROWS):
+            for cells in zip(*(table.column(column).to_pylist() for column in columns), strict=True):
+                number += 1
+                yield _record(number, cells, columns)
+    except BROKEN as error:
+        yield Flaw("file", number, f"cannot be read any further ({reason_of(error)}); load it with datasets and see")
 
 
 def _record(line: int, cells: Sequence[object], columns: Sequence[str]) -> Record | Flaw:

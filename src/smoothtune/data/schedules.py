@@ -51,8 +51,16 @@ class Coverage:
 class Seen:
     """How often one epoch saw the rows of one task: once or more, a byte for each line of the data file."""
 
-    def __init__(self) -> None:
+    def __init__(self, times: np.ndarray | None = None) -> None:
         self._times = scratch(0, np.uint8)
+        if times is not None:
+            self._times = scratch(len(times), np.uint8)
+            self._times[:] = times
+
+    @property
+    def times(self) -> np.ndarray:
+        """0, 1 or 2 (once more or often) for each line up to some beyond the last that was seen, uint8."""
+        return self._times
 
     def add(self, lines: np.ndarray) -> None:
         """One batch of rows with line numbers (B,), all different."""

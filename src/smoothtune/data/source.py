@@ -10,7 +10,6 @@ A source text is one of
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,8 +17,9 @@ from pathlib import Path
 from typing import Literal, NamedTuple, NoReturn
 
 import smoothtune.config
+from smoothtune.bounded import UnreadableError, parse_json, read_text
 from smoothtune.data.content import KnownContents, content_of
-from smoothtune.data.hub import load_through_datasets
+from smoothtune.data.hub import check_files, load_through_datasets
 from smoothtune.errors import DataError, Problem
 
 SourceKind = Literal["tsv", "csv", "jsonl", "parquet", "saved", "hub"]
@@ -91,6 +91,8 @@ class Source:
         if self.path is None:
             return str(load_through_datasets(self.location, self.config, str(self.split), self.shown)._fingerprint)
         with self.opening():
+            if not self.has_lines:
+                check_files(self.path)  # of a folder: a pipe among its files would keep us for ever
             return content_of(self.path) if known is None else known.of(self.path)
 
     @contextmanager
@@ -98,18 +100,28 @@ class Source:
         """What keeps the source from being read inside is a `DataError` that names it."""
         try:
             yield
-        except OSError as error:
-            _fail(self.shown, f"cannot be read ({error.strerror or error}): {self.location}")
+        except (OSError, UnreadableError) as error:
+            _fail(self.shown, f"cannot be read ({getattr(error, 'strerror', None) or error}): {self.location}")
 
 
 def resolve_source(text: str, base: Path) -> Source:
     """The source that `text` names; relative paths start at `base`. Raises `DataError` naming the resolved path."""
-    if text.startswith("hf:"):
-        return _hub_source(text, base)
-    if text.startswith("packaged:"):
-        packaged = Path(str(smoothtune.config.__file__)).parent / "packaged"
-        return _path_source(text, text.removeprefix("packaged:"), packaged)
-    return _path_source(text, text, base)
+    try:
+        if text.startswith("hf:"):
+            return _hub_source(text, base)
+        if text.startswith("packaged:"):
+            return _packaged_source(text)
+        return _path_source(text, text, base)
+    except (OSError, RuntimeError, ValueError) as error:  # too long, of an unknown user, with a NUL, a damaged folder
+        _fail(repr(text[:200]), f"cannot be read ({error}); name a file, or a folder that save_to_disk wrote")
+
+
+def _packaged_source(text: str) -> Source:
+    packaged = Path(str(smoothtune.config.__file__)).parent / "packaged"
+    name = text.removeprefix("packaged:")
+    if not (packaged / name).resolve().is_relative_to(packaged.resolve()):
+        _fail(text, "leads out of the package; name a file that is part of smoothtune")
+    return _path_source(text, name, packaged)
 
 
 def _path_source(shown: str, text: str, base: Path) -> Source:
@@ -133,7 +145,7 @@ def _start(text: str, base: Path) -> str:
 
 def _saved_source(shown: str, folder: Path, split: str | None) -> Source:
     if (folder / "dataset_dict.json").is_file():
-        splits = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+        splits = _splits(folder)
         if split is None:
             _fail(shown, f"has the splits {', '.join(splits)}; name one, as in {shown}:{splits[0]}")
         if split not in splits:
@@ -146,6 +158,19 @@ def _saved_source(shown: str, folder: Path, split: str | None) -> Source:
     if split is not None:
         _fail(shown, f"is one data set without splits; leave out ':{split}'")
     return Source("saved", shown, folder)
+
+
+def _splits(folder: Path) -> list[str]:
+    """The splits of a saved folder. Raises `OSError` and `ValueError` where its list cannot be read."""
+    found = parse_json(read_text(folder / "dataset_dict.json", inside=folder))
+    splits = found.get("splits") if isinstance(found, dict) else None
+    if not isinstance(splits, list) or not splits or not all(_is_name(split) for split in splits):
+        raise UnreadableError(f"{folder / 'dataset_dict.json'} lists no splits")
+    return splits
+
+
+def _is_name(split: object) -> bool:
+    return isinstance(split, str) and split == Path(split).name and split not in ("", "..")
 
 
 def _hub_source(shown: str, base: Path) -> Source:

@@ -276,6 +276,7 @@ def make_examples(
         chosen=split.chosen,
         pad_id=pad_id,
         limit=max_length,
+        shown=split.table.source.shown,
     )
 
 

@@ -19,9 +19,11 @@ import numpy as np
 from numpy.typing import DTypeLike
 from tokenizers import Tokenizer
 
+from smoothtune.bounded import FOREIGN, check_plain, reason_of
 from smoothtune.data.ahead import one_ahead
 from smoothtune.data.columns import ColumnWriter, open_column
 from smoothtune.data.entry import aside, settle
+from smoothtune.data.tokenizer_file import panics_told, read_tokenizer
 from smoothtune.errors import ModelFileError
 from smoothtune.types import Input
 
@@ -74,16 +76,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     Raises `ModelFileError` when there is none, or it cannot be read.
     """
     path = folder / "tokenizer.json"
-    if path.is_file():
-        try:
-            tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # noqa: BLE001 - the Rust side raises bare Exception
-            raise ModelFileError(
-                f"{path}: is not a tokenizer file ({error}); "
-                "save it again with `AutoTokenizer.from_pretrained(...).save_pretrained(folder)`"
-            ) from None
-    else:
-        tokenizer = _converted(folder)
+    tokenizer = read_tokenizer(path) if path.exists() else _converted(folder)
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
@@ -93,11 +86,15 @@ def _converted(folder: Path) -> Tokenizer:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True).backend_tokenizer
-    except (OSError, ValueError, AttributeError, ImportError) as error:
-        reason = str(error).splitlines()[0]
+        for part in folder.iterdir():
+            if not part.is_dir():
+                check_plain(part, inside=folder)
+        with panics_told(f"{folder}: holds no tokenizer that works"):
+            loaded = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = loaded.backend_tokenizer
+    except FOREIGN as error:
         raise ModelFileError(
-            f"{folder}: has no tokenizer.json and no tokenizer that converts to one ({reason}); "
+            f"{folder}: has no tokenizer.json and no tokenizer that converts to one ({reason_of(error)}); "
             "save it with `AutoTokenizer.from_pretrained(...).save_pretrained(folder)`"
         ) from None
     assert isinstance(tokenizer, Tokenizer)
@@ -105,8 +102,11 @@ def _converted(folder: Path) -> Tokenizer:
 
 
 def encode(tokenizer: Tokenizer, rows: list[tuple[str, ...]], reads: Input, max_length: int) -> list[list[Any]]:
-    """Encodings per column: one column for single and joint input, two for separate. Threads may share a tokenizer."""
-    with _SETTINGS:
+    """Encodings per column: one column for single and joint input, two for separate. Threads may share a tokenizer.
+
+    Raises `ModelFileError` where the tokenizer fails at these texts.
+    """
+    with _SETTINGS, panics_told("tokenizer: fails at these texts"):
         tokenizer.enable_truncation(max_length)
         try:
             if reads == "separate":
@@ -159,7 +159,7 @@ def _full_lengths(
     cut = [index for index, encoding in enumerate(encodings) if encoding.overflowing]
     if cut:
         inputs = [rows[index] if reads == "joint" else rows[index][number] for index in cut]
-        with _SETTINGS:
+        with _SETTINGS, panics_told("tokenizer: fails at these texts"):
             whole = tokenizer.encode_batch_fast(inputs)
         for index, encoding in zip(cut, whole, strict=True):
             lengths[index] = len(encoding)
@@ -204,11 +204,22 @@ def flattened(encodings: list[Any], dtype: DTypeLike, *, joint: bool) -> tuple[n
     """All ids in a row (sum of lengths,), lengths (N,) int64, and where each second text begins (N,), or the length."""
     lengths = np.fromiter((len(encoding) for encoding in encodings), np.int64, len(encodings))
     every = chain.from_iterable(encoding.ids for encoding in encodings)
-    ids = np.fromiter(every, dtype, int(lengths.sum()))
+    ids = _fitting(np.fromiter(every, np.int64, int(lengths.sum())), np.dtype(dtype))
     if not joint:
         return ids, lengths, lengths
     second = np.fromiter((encoding.type_ids.count(0) for encoding in encodings), np.int64, len(encodings))
     return ids, lengths, second
+
+
+def _fitting(ids: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+    """`ids` (N,) int64 in `dtype`. Raises `ModelFileError` for one that it does not hold: it is of no vocabulary."""
+    highest, most = int(ids.max(initial=0)), np.iinfo(dtype).max
+    if highest > most:
+        raise ModelFileError(
+            f"tokenizer: gives the token id {highest:,}, expected at most {most:,} by its vocabulary; "
+            "take the tokenizer.json that was saved with the model"
+        )
+    return ids.astype(dtype)
 
 
 def in_memory(encodings: list[list[Any]]) -> list[TokenColumn]:

@@ -11,6 +11,7 @@ from smoothtune.data.batching import Examples
 from smoothtune.inference.batches import token_batches
 from smoothtune.nn.at_rest import at_rest
 from smoothtune.nn.model import MultiTaskModel
+from smoothtune.runtime import processes
 from smoothtune.runtime.device import computing_in
 from smoothtune.types import Kind
 
@@ -34,22 +35,26 @@ def answer_tasks(
 
     The tasks of the bare encoder share rows; each task with LoRA or adapters of its own has rows of its own in the pass.
     Batches are made by tokens, with at most `batch_size` rows. The model is in eval mode for it and put back after.
+    Processes that compute together share the batches out, and all get all logits: the same bits as from one process.
     """
+    together = processes.current()
     logits = {task: space(model, task, len(examples)) for task in tasks}
     columns = len(examples.columns) * len(model.sharing(tasks))
     batches = token_batches(examples.lengths(), limit=examples.limit, columns=columns, most=batch_size)
     device = model.device
     with at_rest(model), torch.inference_mode(), computing_in(dtype, device):
-        for positions in batches:
+        for number, positions in enumerate(batches):
+            if number % together.world != together.rank:
+                continue
             for task, found in model.answers(examples.batch(positions).to(device), tasks).items():
                 logits[task][positions] = found.float().cpu().numpy()
-    return logits
+    return {task: together.joined_rows(found) for task, found in logits.items()}
 
 
 def space(model: MultiTaskModel, task: str, rows: int) -> np.ndarray:
-    """An empty array for the logits of a task, (N, C) or (N,), float32."""
+    """An array of 0 for the logits of a task, (N, C) or (N,), float32."""
     node = model.tasks[task]
-    return np.empty((rows, node.classes) if node.kind == "classification" else (rows,), dtype=np.float32)
+    return np.zeros((rows, node.classes) if node.kind == "classification" else (rows,), dtype=np.float32)
 
 
 def decide(kind: Kind, logits: np.ndarray) -> np.ndarray:

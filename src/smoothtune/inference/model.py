@@ -17,8 +17,8 @@ from tokenizers import Tokenizer
 from smoothtune.config.experiment import ModelConfig, RuntimeOptions, trunk_options
 from smoothtune.data.ahead import one_ahead
 from smoothtune.data.batching import Examples
-from smoothtune.data.tokenising import encode, in_memory, load_tokenizer, windows
-from smoothtune.errors import UsageError
+from smoothtune.data.tokenising import TokenColumn, encode, in_memory, load_tokenizer, windows
+from smoothtune.errors import ModelFileError, UsageError
 from smoothtune.inference.answering import answer_tasks, decide, probabilities
 from smoothtune.inference.mixed import answer_mixed
 from smoothtune.inference.precision import PRECISIONS, Groups, Precision, measured, without_measuring
@@ -222,9 +222,19 @@ class Model:
     def _examples(self, task: str, reads: Input, rows: Rows) -> Examples:
         longest = self.config.encoder.max_length
         columns = in_memory(encode(self.tokenizer, rows, reads, longest))
+        self._check_ids(columns)
         numbers = np.arange(len(rows), dtype=np.int32)
         pad_id = int(self.network.encoder.architecture.get("pad_token_id") or 0)
         return Examples(task, reads, columns, None, numbers, numbers, pad_id=pad_id, limit=longest)
+
+    def _check_ids(self, columns: Sequence[TokenColumn]) -> None:
+        """Raise `ModelFileError` for a token that the encoder does not know: the tokenizer is of another model."""
+        highest, rows = max(int(column.ids.max(initial=0)) for column in columns), self.network.encoder.vocabulary
+        if highest >= rows:
+            raise ModelFileError(
+                f"tokenizer: gives the token id {highest:,}, but the encoder knows {rows:,} tokens; "
+                "take the tokenizer.json that was saved with the model"
+            )
 
     def _chosen(self, groups: Groups) -> Precision:
         tasks = frozenset(task for names, _ in groups for task in names)

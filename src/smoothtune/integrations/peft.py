@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from smoothtune.errors import UsageError
@@ -18,6 +17,7 @@ from smoothtune.files import folder_aside
 from smoothtune.inference.model import Model
 from smoothtune.nn.encoder import Encoder
 from smoothtune.nn.lora import Lora
+from smoothtune.tensor_file import save_tensors
 
 _PREFIX = "base_model.model"
 
@@ -93,7 +93,7 @@ def _configuration(lora: Lora, paths: list[str], base: Path) -> dict[str, Any]:
 
 
 def _write_state(path: Path, state: dict[str, Tensor]) -> None:
-    save_file({name: tensor.contiguous().cpu() for name, tensor in state.items()}, path, metadata={"format": "pt"})
+    save_tensors(state, path, {"format": "pt"})
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

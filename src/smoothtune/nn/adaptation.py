@@ -5,7 +5,7 @@ Knows nothing of any encoder: it is asked at each product and after each sub-lay
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -13,9 +13,12 @@ import torch
 from torch import Tensor
 
 from smoothtune.config.adaptations import Target
+from smoothtune.nn import bottlenecks
 from smoothtune.nn.adapters import Adapters, Site
-from smoothtune.nn.lora import Lora, added
+from smoothtune.nn.lora import Lora, LowRank, added
 from smoothtune.nn.packing import Packing
+from smoothtune.runtime.kernels import bottleneck
+from smoothtune.runtime.kernels.bottleneck import Run
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,11 @@ class Span:
         """Whether kernels compute the pass: on a CPU, tokens are packed for them alone."""
         return self.places is not None and self.places.device.type == "cpu"
 
+    def changes(self, target: Target) -> bool:
+        """Whether the run's LoRA changes this product."""
+        lora = self.adaptation.lora
+        return lora is not None and target in lora.options.targets
+
 
 @dataclass(frozen=True, slots=True)
 class InLayer:
@@ -57,22 +65,51 @@ class InLayer:
     layer: int = 0
     spans: tuple[Span, ...] = ()
 
-    def low_rank(self, target: Target, x: Tensor, into: Tensor, column: int = 0) -> Tensor:
-        """The product `into` (N, ..., M) of `x` (N, ..., K) with the LoRA of `target` added, from feature `column` on.
+    def low_rank(self, targets: Target | Sequence[Target], x: Tensor, into: Tensor) -> Tensor:
+        """The product `into` (N, ..., M) of `x` (N, ..., K) with the LoRA of `targets`, which share M evenly, added.
 
         `into` is changed in place.
         """
-        for span in self.spans:
-            part = None if span.adaptation.lora is None else span.adaptation.lora.at(self.layer, target)
-            if part is not None:
-                change = part(x[span.begin : span.end], span.places, span.padded)
-                into = added(into, change, span.begin, column)
+        named: tuple[Target, ...] = (targets,) if isinstance(targets, str) else tuple(targets)
+        if not self.touches(*named):
+            return into
+        share = into.shape[-1] // len(named)
+        if self._at_once(x, into, share):
+            bottleneck.add(x, into, self._low_rank_runs(named, share))
+            return into
+        for span, number, part in self._parts(named):
+            change = part(x[span.begin : span.end], span.places, span.padded)
+            into = added(into, change, span.begin, number * share)
         return into
 
-    def touches(self, target: Target) -> bool:
-        """Whether any run changes this product."""
-        loras = [span.adaptation.lora for span in self.spans]
-        return any(lora is not None and lora.at(self.layer, target) is not None for lora in loras)
+    def _parts(self, targets: tuple[Target, ...]) -> Iterator[tuple[Span, int, LowRank]]:
+        """What changes which of `targets` in every run."""
+        for span in self.spans:
+            lora = span.adaptation.lora
+            for number, target in enumerate(targets):
+                part = None if lora is None else lora.at(self.layer, target)
+                if part is not None:
+                    yield span, number, part
+
+    def _low_rank_runs(self, targets: tuple[Target, ...], share: int) -> list[Run]:
+        parts = self._parts(targets)
+        return [Run(span.begin, span.end, number * share, bottlenecks.low_rank(part)) for span, number, part in parts]
+
+    def _at_once(self, x: Tensor, into: Tensor, width: int) -> bool:
+        """Whether one kernel adds what all runs change, `width` features each."""
+        if not all(span.in_kernels for span in self.spans) or not bottlenecks.serves(x, into, width):
+            return False
+        return not any(
+            span.adaptation.lora is not None and bottlenecks.drops(span.adaptation.lora) for span in self.spans
+        )
+
+    def touches(self, *targets: Target) -> bool:
+        """Whether any run changes one of these products."""
+        return any(span.changes(target) for span in self.spans for target in targets)
+
+    def untouched(self, target: Target) -> list[tuple[int, int]]:
+        """Begin and end of the runs that do not change this product."""
+        return [(span.begin, span.end) for span in self.spans if not span.changes(target)]
 
     @property
     def adapts(self) -> bool:
@@ -91,6 +128,26 @@ class InLayer:
                 part = adapter.packed(part) if span.in_kernels else adapter(part)
             parts.append(part)
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def adapted_product(self, site: Site, y: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """The same for packed tokens `y` (N, D) without their `bias` (D,): changed in place or anew, and the bias left to add."""
+        if not self.adapts:
+            return y, bias
+        if not self._at_once(y, y, y.shape[1]):
+            return self._adapted_apart(site, y, bias)
+        runs = [
+            Run(span.begin, span.end, 0, bottlenecks.adapter(span.adaptation.adapters.at(self.layer, site), bias))
+            for span in self.spans
+            if span.adaptation.adapters is not None
+        ]
+        bottleneck.add(y, y, runs)
+        return y, bias
+
+    def _adapted_apart(self, site: Site, y: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        first = self.spans[0].adaptation.adapters
+        if len(self.spans) == 1 and first is not None and self.spans[0].in_kernels:
+            return first.at(self.layer, site).unbiased(y, bias)
+        return self.adapted(site, y + bias.to(y.dtype)), torch.zeros_like(bias)
 
 
 UNCHANGED = InLayer()

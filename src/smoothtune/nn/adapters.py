@@ -38,8 +38,14 @@ class Bottleneck(nn.Module):
 
     def packed(self, y: Tensor) -> Tensor:
         """The same for packed tokens by kernels, (N, D) to (N, D)."""
-        hidden = fused.activation(product(y, self.down.weight), self.down.bias, "gelu")
-        return y + (product(hidden, self.up.weight) + self.up.bias.to(y.dtype))
+        found, bias = self.unbiased(y, torch.zeros_like(self.up.bias))
+        return found.add_(bias.to(y.dtype))
+
+    def unbiased(self, y: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of y + `bias`: (N, D) to (N, D) and the bias (D,) that is left to add; neither was added to `y`."""
+        reading = (self.down.weight * bias).sum(dim=1)  # W_down bias, float32 whatever the products are in
+        hidden = fused.activation(product(y, self.down.weight), self.down.bias + reading, "gelu")
+        return product(hidden, self.up.weight).add_(y), self.up.bias + bias
 
 
 class Adapters(nn.Module):

@@ -15,6 +15,9 @@ from smoothtune.nn.dropout import Dropout
 from smoothtune.nn.packing import Packing
 from smoothtune.nn.products import product
 
+# The thirds of the fused projection.
+QKV: tuple[Target, ...] = ("query", "key", "value")
+
 
 class SelfAttention(nn.Module):
     """softmax(Q K^T / sqrt(d)) V over `heads` heads of d = D / heads features (Vaswani et al., 2017, section 3.2).
@@ -34,7 +37,7 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, mask: Tensor, change: InLayer = UNCHANGED) -> Tensor:
         """`x` (R, T, D) and `mask` (R, T) bool, at least one True per row, to (R, T, D), with the LoRA of `change`."""
         rows, tokens, width = x.shape
-        heads = _changed(change, x, self.qkv(x)).view(rows, tokens, 3, self.heads, width // self.heads)
+        heads = change.low_rank(QKV, x, self.qkv(x)).view(rows, tokens, 3, self.heads, width // self.heads)
         query, key, value = (part.transpose(1, 2) for part in heads.unbind(2))  # each (R, H, T, d)
         mix = self._mix_with_dropout if self.training else _mix
         mixed = mix(query, key, value, mask).transpose(1, 2).reshape(rows, tokens, width)
@@ -42,7 +45,7 @@ class SelfAttention(nn.Module):
 
     def packed(self, x: Tensor, packing: Packing, change: InLayer = UNCHANGED) -> Tensor:
         """The same for packed tokens, (N, D) to (N, D), without the bias of the last projection: what follows adds it."""
-        qkv = _changed(change, x, product(x, self.qkv.weight))
+        qkv = change.low_rank(QKV, x, product(x, self.qkv.weight))
         mixed = fused.attention(qkv, self.qkv.bias, packing, self.heads, self.dropout.drop(packing.places))
         return change.low_rank("output", mixed, product(mixed, self.output.weight))
 
@@ -54,7 +57,7 @@ class SelfAttention(nn.Module):
         from torch.nn.attention.varlen import varlen_attn
 
         tokens, width = x.shape
-        heads = _changed(change, x, self.qkv(x)).view(tokens, 3, self.heads, width // self.heads)
+        heads = change.low_rank(QKV, x, self.qkv(x)).view(tokens, 3, self.heads, width // self.heads)
         query, key, value = heads.unbind(1)
         mixed = varlen_attn(query, key, value, packing.starts, packing.starts, packing.width, packing.width)
         assert isinstance(mixed, Tensor)
@@ -71,14 +74,6 @@ class SelfAttention(nn.Module):
         scores = torch.baddbmm(bias, query, key.transpose(1, 2), alpha=size**-0.5)  # (R * H, T, T)
         kept: Tensor = self.dropout(scores.softmax(-1))
         return torch.bmm(kept, value).view(rows, heads, tokens, size)
-
-
-def _changed(change: InLayer, x: Tensor, qkv: Tensor) -> Tensor:
-    """The fused projection `qkv` (..., 3D) of `x` (..., D) with the LoRA of query, key and value in their thirds."""
-    parts: tuple[Target, ...] = ("query", "key", "value")
-    for number, target in enumerate(parts):
-        qkv = change.low_rank(target, x, qkv, number * x.shape[-1])
-    return qkv
 
 
 def reads_ragged() -> bool:

@@ -18,38 +18,27 @@ from smoothtune.nn.adaptation import Adaptations, in_layers
 from smoothtune.nn.attention import reads_ragged
 from smoothtune.nn.bert_layers import ACTIVATIONS, BertEmbeddings, BertLayer
 from smoothtune.nn.bert_names import HUB_TARGETS, hub_names
+from smoothtune.nn.bert_settings import settings_of
 from smoothtune.nn.dropout import name_places
 from smoothtune.nn.encoder import Encoded, Encoder, fitting, matched_state
 from smoothtune.nn.packing import Packing
 from smoothtune.types import Tokens
 
-# What BERT-base has; config.json files of early checkpoints leave some of these out.
-_DEFAULTS: dict[str, Any] = {
-    "vocab_size": 30522,
-    "hidden_size": 768,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "intermediate_size": 3072,
-    "hidden_act": "gelu",
-    "hidden_dropout_prob": 0.1,
-    "attention_probs_dropout_prob": 0.1,
-    "max_position_embeddings": 512,
-    "type_vocab_size": 2,
-    "initializer_range": 0.02,
-    "layer_norm_eps": 1e-12,
-}
 _BARE = (nn.Linear, nn.LayerNorm, nn.Embedding, nn.GELU, nn.ReLU)
 
 
 def native_obstacle(architecture: Mapping[str, Any]) -> str | None:
-    """Why this BERT cannot be built from `architecture`, as `key is value` with what it can do; None if it can."""
-    settings = {**_DEFAULTS, **architecture}
+    """Why this BERT cannot be built from `architecture`, as `key is value` with what it can do; None if it can.
+
+    Raises `ModelFileError` for values that no BERT can have.
+    """
+    settings = settings_of(architecture)
     width, heads = settings["hidden_size"], settings["num_attention_heads"]
     if settings.get("model_type", "bert") != "bert":
         return f"model_type is {settings['model_type']!r}, not 'bert'"
     if settings.get("position_embedding_type", "absolute") != "absolute":
         return f"position_embedding_type is {settings['position_embedding_type']!r}, not 'absolute'"
-    if settings["hidden_act"] not in ACTIVATIONS:
+    if settings["hidden_act"] not in tuple(ACTIVATIONS):  # it may be of any type
         return f"hidden_act is {settings['hidden_act']!r}, not one of {', '.join(ACTIVATIONS)}"
     if settings.get("is_decoder"):
         return "is_decoder is true, but an encoder reads in both directions"
@@ -73,7 +62,7 @@ class BertEncoder(Encoder):
         obstacle = native_obstacle(architecture)
         if obstacle is not None:
             raise ModelFileError(f'config.json: {obstacle}; set encoder.implementation = "transformers" for this one')
-        settings = {**_DEFAULTS, **architecture}
+        settings = settings_of(architecture)
         rate = settings["hidden_dropout_prob"] if dropout is None else dropout
         attention_rate = settings["attention_probs_dropout_prob"] if attention_dropout is None else attention_dropout
         self.architecture = dict(architecture)

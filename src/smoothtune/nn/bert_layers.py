@@ -14,11 +14,10 @@ from torch import Tensor, nn
 from smoothtune.errors import UsageError
 from smoothtune.nn import fused
 from smoothtune.nn.adaptation import UNCHANGED, InLayer
-from smoothtune.nn.adapters import Site
 from smoothtune.nn.attention import SelfAttention
 from smoothtune.nn.dropout import Dropout
 from smoothtune.nn.packing import Packing
-from smoothtune.nn.products import product
+from smoothtune.nn.products import in_prediction, product
 from smoothtune.types import Tokens
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -109,20 +108,28 @@ class BertLayer(nn.Module):
     def packed(self, x: Tensor, packing: Packing, change: InLayer = UNCHANGED) -> Tensor:
         """The same for packed tokens, (N, D) to (N, D)."""
         y = self.attention.packed(x, packing, change)
-        y, bias = _adapted("attention", y, self.attention.output.bias, change)
+        y, bias = change.adapted_product("attention", y, self.attention.output.bias)
         x = fused.residual_norm(y, bias, x, self.attention_norm, self.attention_drop.drop(packing.places))
-        u = change.low_rank("up", x, product(x, self.up.weight))
-        a = fused.activation(u, self.up.bias, self.kernel_activation)
+        a = self._activated(x, change)
         y = change.low_rank("down", a, product(a, self.down.weight))
-        y, bias = _adapted("output", y, self.down.bias, change)
+        y, bias = change.adapted_product("output", y, self.down.bias)
         return fused.residual_norm(y, bias, x, self.output_norm, self.output_drop.drop(packing.places))
 
+    def _activated(self, x: Tensor, change: InLayer) -> Tensor:
+        """The activation of the first product of the MLP with its bias: `x` (N, D) to (N, I).
 
-def _adapted(site: Site, y: Tensor, bias: Tensor, change: InLayer) -> tuple[Tensor, Tensor]:
-    """A product `y` (N, D) without its `bias` (D,), through the adapters at `site`, and the bias that is left to add."""
-    if not change.adapts:
-        return y, bias
-    return change.adapted(site, y + bias.to(y.dtype)), torch.zeros_like(bias)
+        Tiles take the GELU of unrounded sums where nothing is added to them, so in a mixed pass as in one of a run alone.
+        """
+        tiles = in_prediction(x, self.up.weight) if self.kernel_activation == "gelu" else None
+        if tiles is not None and not change.touches("up"):
+            return tiles.gelu(x, self.up.bias)
+        u = change.low_rank("up", x, product(x, self.up.weight))
+        a = fused.activation(u, self.up.bias, self.kernel_activation)
+        if tiles is None:
+            return a
+        for begin, end in change.untouched("up"):
+            a[begin:end] = tiles.gelu(x[begin:end], self.up.bias)
+        return a
 
 
 def _check_rows(index: Tensor, table: nn.Embedding, what: str, remedy: str) -> None:

@@ -87,6 +87,11 @@ class Encoder(nn.Module, ABC):
         Weights of heads and poolers are left aside. Raises `ModelFileError` that names what is missing or misshaped.
         """
 
+    @property
+    def vocabulary(self) -> int:
+        """How many token ids it knows: the rows of its first table, that of words."""
+        return next(module.num_embeddings for module in self.modules() if isinstance(module, nn.Embedding))
+
     def depth_of(self, parameter: str) -> int:
         """How deep a parameter of this module lies: 0 embeddings, k + 1 layer k, L + 1 what comes after the layers."""
         inside = parameter.removeprefix(f"{self.layers_path}.")

@@ -46,6 +46,8 @@ class _ResidualNorm(torch.autograd.Function):
 
 def residual_norm(y: Tensor, bias: Tensor, x: Tensor, norm: torch.nn.LayerNorm, drop: Drop) -> Tensor:
     """norm(x + dropout(y + bias)): `y` and `x` (N, D), `bias` (D,)."""
+    if torch.is_inference_mode_enabled():
+        return kernels.residual_normed(y, bias, x, norm.weight, norm.bias, norm.eps, drop)
     found: Tensor = _ResidualNorm.apply(y, bias, x, norm.weight, norm.bias, norm.eps, drop)  # type: ignore[no-untyped-call]
     return found
 

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from smoothtune.config.adaptations import LoraOptions, Target
 from smoothtune.nn.dropout import Dropout
+from smoothtune.nn.products import BLOCK, on_tiles, product
 
 # The generator of the draws at a place.
 Stream = Callable[[str], torch.Generator]
@@ -34,8 +35,14 @@ class LowRank(nn.Module):
 
     def forward(self, x: Tensor, places: Tensor | None = None, padded: int = 0) -> Tensor:
         """`x` (..., inputs) to (..., features). Packed tokens stand at `places` (N,) of `padded` ones: so do their masks."""
-        x = self.dropout(x) if places is None else self.dropout.at(x, places, padded)
-        return F.linear(F.linear(x, self.a), self.scale * self.b)
+        if places is None:
+            return F.linear(F.linear(self.dropout(x), self.a), self.scale * self.b)
+        x = self.dropout.at(x, places, padded)
+        if not on_tiles(x, self.a.shape[1], len(self.b)):
+            return F.linear(F.linear(x, self.a), self.scale * self.b)
+        filled = -len(self.a) % BLOCK  # tiles are 32 wide: the rest of them is zero
+        narrow = product(x, F.pad(self.a, (0, 0, 0, filled)))
+        return product(narrow, F.pad(self.scale * self.b, (0, filled)))
 
     def change(self) -> Tensor:
         """What it adds to the weight, (features, inputs), detached."""
@@ -64,7 +71,9 @@ class Lora(nn.Module):
 
     def at(self, layer: int, target: Target) -> LowRank | None:
         """The part of a product in a layer, None where that product is not changed."""
-        return cast(nn.ModuleDict, self.layers[layer])._modules.get(target)  # type: ignore[return-value]
+        if target not in self.options.targets:
+            return None
+        return cast(LowRank, cast(nn.ModuleDict, self.layers[layer])[target])
 
 
 class _Added(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""Batch norm over the real cells of a grid. Knows nothing of what the grid holds."""
+"""Batch norm over the real cells of grids, those of all processes that compute together. Knows nothing of what they hold."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from smoothtune.runtime import processes
+from smoothtune.runtime.processes import Processes
 from smoothtune.runtime.random import current_pass
 
 
@@ -14,7 +16,8 @@ class MaskedBatchNorm2d(nn.Module):
 
     Running statistics (momentum 0.1, unbiased variance) move in training mode, outside a pass or in a pass that may
     update them; other passes use the statistics of their batch and move nothing. Eval mode uses the running statistics,
-    so a frozen norm is one in eval mode. Statistics are float32 or better under autocast too.
+    so a frozen norm is one in eval mode. Statistics are float32 or better under autocast too. Where several processes
+    compute together, a batch is what all of them have, and so are its gradients.
     """
 
     running_mean: Tensor
@@ -41,6 +44,10 @@ class MaskedBatchNorm2d(nn.Module):
         count, mean = _mean(wide, keep)
         centred = (wide - mean) * keep
         squares = centred.square().sum(dim=(0, 2, 3), keepdim=True)
+        together = processes.current()
+        if not together.alone:
+            count, mean, squares = of_all(together, count, mean, squares)
+            centred = (wide - mean) * keep
         self.track(count, mean.flatten(), squares.flatten())
         scale = self.weight.view(1, -1, 1, 1) * torch.rsqrt(squares / count + self.eps)
         return (torch.addcmul(self.bias.view(1, -1, 1, 1), centred, scale) * keep).to(grid.dtype)
@@ -59,6 +66,21 @@ class MaskedBatchNorm2d(nn.Module):
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), step)
         self.running_var.lerp_((squares / (count - 1).clamp(min=1)).to(self.running_var.dtype), step)
         self.num_batches_tracked.add_(1)
+
+
+def of_all(together: Processes, count: Tensor, mean: Tensor, squares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The statistics of the cells of all processes, from each one's count, a scalar, and means and sums of squares (C,).
+
+    `squares` are sums of squared differences from the mean, and have its shape. In float64, so that what they are taken apart
+    into loses nothing: n_r, n_r m_r and s_r + n_r m_r^2, which one exchange adds up. Gradients go back through it.
+    """
+    counts, means = count.double() * together.counts, mean.double().flatten()
+    own = [counts.view(1), counts * means, squares.double().flatten() * together.counts + counts * means.square()]
+    size = len(means)
+    number, first, second = torch.split(together.summed(torch.cat(own)), [1, size, size])
+    whole = first / number
+    spread = (second - number * whole.square()).clamp(min=0)
+    return number.to(count.dtype).squeeze(), whole.view_as(mean).to(mean.dtype), spread.view_as(mean).to(mean.dtype)
 
 
 def _mean(grid: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping
 from functools import lru_cache
@@ -11,15 +10,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
+from smoothtune.bounded import FOREIGN, UnreadableError, check_plain, parse_json, read_text, reason_of
 from smoothtune.config.encoder import EncoderOptions
 from smoothtune.errors import ModelFileError
 from smoothtune.nn.bert import native_obstacle
+from smoothtune.nn.bert_settings import check_padding
 from smoothtune.nn.bundled import BUNDLED_FILES
 from smoothtune.nn.encoder import Encoder
+from smoothtune.nn.room import WITHOUT_WEIGHTS, Room, Within
+from smoothtune.nn.weights_file import tensors_of
 from smoothtune.registry import resolve
 
 _WEIGHTS = "model.safetensors"
@@ -34,14 +35,25 @@ def find_checkpoint(options: EncoderOptions) -> Path:
     name = options.name
     if name in BUNDLED_FILES:
         return _bundled_folder(name)
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return path
-    if name.startswith((".", "/", "~")) or name.count(os.sep) > 1 or path.exists():
+    folder, is_path = _on_disk(name)
+    if folder is not None:
+        return folder
+    if is_path:
         raise ModelFileError(f"encoder.name: {name!r} is not a folder; give a folder with config.json and {_WEIGHTS}")
     from smoothtune.nn.hub import download  # a tenth of a second that checkpoints on disk need not wait for
 
     return download(name, options.revision)
+
+
+def _on_disk(name: str) -> tuple[Path | None, bool]:
+    """The folder of that name, None where there is none, and whether it can mean nothing but a path."""
+    try:
+        path = Path(name).expanduser()
+        if path.is_dir():
+            return path, True
+        return None, name.startswith((".", "/", "~")) or name.count(os.sep) > 1 or path.exists()
+    except (OSError, RuntimeError, ValueError):  # too long, of an unknown user, with a NUL
+        return None, True
 
 
 def read_architecture(folder: Path) -> dict[str, Any]:
@@ -49,11 +61,23 @@ def read_architecture(folder: Path) -> dict[str, Any]:
     return _read_object(folder / "config.json", f"give a checkpoint folder with config.json and {_WEIGHTS}")
 
 
-def build_encoder(architecture: Mapping[str, Any], options: EncoderOptions) -> Encoder:
+def build_encoder(architecture: Mapping[str, Any], options: EncoderOptions, *, room: Room = WITHOUT_WEIGHTS) -> Encoder:
     """An encoder with fresh weights: our BERT where it can be, else one of transformers, unless `options` names one.
 
-    Weights are drawn from torch's global generator. Raises `ModelFileError` for an architecture that cannot be built.
+    Weights are drawn from torch's global generator. Raises `ModelFileError` for an architecture that cannot be built, or
+    that is larger than its `room`, which is that of the weights where there are some.
     """
+    try:
+        with Within(room):
+            return _built(architecture, options)
+    except FOREIGN as error:
+        raise ModelFileError(
+            f"config.json: its values make no encoder ({reason_of(error)}); take the checkpoint's own file"
+        ) from error
+
+
+def _built(architecture: Mapping[str, Any], options: EncoderOptions) -> Encoder:
+    check_padding(architecture)
     kind = options.implementation
     if kind == "auto":
         native = architecture.get("model_type") == "bert" and native_obstacle(architecture) is None
@@ -66,7 +90,7 @@ def load_encoder(folder: Path, options: EncoderOptions) -> Encoder:
     """The encoder of a checkpoint folder, in float32, in training mode. Raises `ModelFileError` naming the folder."""
     architecture, weights = read_architecture(folder), read_weights(folder)
     try:
-        encoder = build_encoder(architecture, options)
+        encoder = build_encoder(architecture, options, room=Room.for_weights(weights))
         encoder.load_hub_state(weights)
     except ModelFileError as error:
         raise ModelFileError(f"{folder}: {error}") from error
@@ -81,11 +105,9 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     for path in _weight_files(folder):
         try:
-            state.update(load_file(path))
-        except (SafetensorError, OSError) as error:
-            raise ModelFileError(
-                f"{path}: not a whole safetensors file ({error}); fetch the checkpoint again"
-            ) from error
+            state.update(tensors_of(path))
+        except (UnreadableError, OSError) as error:
+            raise ModelFileError(f"{path}: {error}; fetch the checkpoint again") from error
     return state
 
 
@@ -106,16 +128,24 @@ def _shards(index: Path) -> list[Path]:
     if not isinstance(shards, dict):
         raise ModelFileError(f"{index}: it has no weight_map; {advice}")
     names = sorted({str(name) for name in shards.values()})
-    lost = [name for name in names if name != Path(name).name or not (index.parent / name).is_file()]
+    lost = [name for name in names if not _is_beside(index, name)]
     if lost:
-        raise ModelFileError(f"{index}: {lost[0]!r} is not in the same folder; {advice}")
+        raise ModelFileError(f"{index}: {lost[0][:200]!r} is not in the same folder; {advice}")
     return [index.parent / name for name in names]
+
+
+def _is_beside(index: Path, name: str) -> bool:
+    try:
+        check_plain(index.parent / name, inside=index.parent)
+    except (OSError, ValueError):
+        return False
+    return name == Path(name).name
 
 
 def _read_object(path: Path, advice: str) -> dict[str, Any]:
     """A JSON object; `advice` says what to do when it cannot be read."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(read_text(path, inside=path.parent), finite=True)
     except FileNotFoundError as error:
         raise ModelFileError(f"{path}: there is no such file; {advice}") from error
     except (OSError, ValueError) as error:
@@ -140,7 +170,7 @@ def _bundled_folder(name: str) -> Path:
         raise ModelFileError(
             f"{weights}: its SHA-256 is {found}, expected {files.sha256}; not the weights of {name!r}; {again}"
         )
-    return folder
+    return weights.resolve().parent  # some installers link every file to a copy of the package
 
 
 @lru_cache(maxsize=8)

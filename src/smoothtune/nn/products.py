@@ -14,6 +14,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from smoothtune.runtime.kernels import gemm
 
+# Tiles make products of weights whose sizes are multiples of this.
+BLOCK = gemm.BLOCK
+
 
 class Prepared(Protocol):
     """A weight made ready for products in one dtype."""
@@ -68,6 +71,10 @@ class TiledWeight:
         """See `Prepared.weight_gradient`."""
         return gemm.weight_gradient(gradient, x)
 
+    def gelu(self, x: Tensor, bias: Tensor) -> Tensor:
+        """The GELU of X W^T + b, taken of the float32 sums: `x` (N, K) and `bias` (M,) float32 to (N, M)."""
+        return gemm.multiply_gelu(x, self._packed, bias)
+
 
 _prepared: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
@@ -107,5 +114,24 @@ class _Product(torch.autograd.Function):
 
 def product(x: Tensor, weight: Tensor) -> Tensor:
     """X W^T in the dtype of `x`, bias left to what follows: `x` (N, K) contiguous, `weight` (M, K) float32, to (N, M)."""
-    found: Tensor = _Product.apply(x, weight, prepared(weight, x.dtype))  # type: ignore[no-untyped-call]
+    made = prepared(weight, x.dtype)
+    if torch.is_inference_mode_enabled():
+        return made.forward(x)
+    found: Tensor = _Product.apply(x, weight, made)  # type: ignore[no-untyped-call]
     return found
+
+
+def on_tiles(x: Tensor, *sizes: int) -> bool:
+    """Whether products of `x` with weights of these sizes are made by tiles."""
+    if x.dtype != torch.bfloat16 or x.device.type != "cpu" or not gemm.available():
+        return False
+    return all(size % BLOCK == 0 for size in sizes)
+
+
+def in_prediction(x: Tensor, weight: Tensor) -> TiledWeight | None:
+    """The packed `weight` where products of `x` are made by tiles and no gradient can be asked for, else None.
+
+    There more may be done to the sums before they are rounded; elsewhere a pass with gradients equals one without.
+    """
+    made = prepared(weight, x.dtype) if torch.is_inference_mode_enabled() else None
+    return made if isinstance(made, TiledWeight) else None

@@ -7,14 +7,17 @@ says. It knows nothing of files, tasks or training.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, cast
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
+from smoothtune.bounded import reason_of
 from smoothtune.config.adaptations import Target
 from smoothtune.errors import ModelFileError, UsageError
 from smoothtune.nn.adaptation import Adaptations, in_layers
@@ -25,6 +28,11 @@ from smoothtune.types import Tokens
 
 _HIDDEN_RATES = ("hidden_dropout_prob", "hidden_dropout", "dropout", "embedding_dropout", "mlp_dropout")
 _ATTENTION_RATES = ("attention_probs_dropout_prob", "attention_dropout")
+# Attention may be a kernel of the Hub, which is code; a label count alone may make a table of any size.
+_STRANGE = re.compile(
+    r"_?(attn|experts)_implementation.*|auto_map|use_kernels|.*backbone.*|id2label|label2id|num_labels"
+)
+_MOST, _MOST_LAYERS = 1 << 24, 1_000
 
 
 class WrappedEncoder(Encoder):
@@ -167,18 +175,46 @@ def _configuration(architecture: Mapping[str, Any]) -> Any:
             'config.json: it has no model_type; add it, or set encoder.implementation = "native" if this is a BERT'
         )
     try:
-        return type(AutoConfig.for_model(kind)).from_dict(dict(architecture))
-    except ValueError as error:
+        known = type(AutoConfig.for_model(kind))
+    except (ValueError, TypeError) as error:
         raise ModelFileError(
             f"config.json: transformers has no model_type {kind!r}; models that bring code of their own are not run; "
             "choose an encoder that the installed transformers knows"
         ) from error
+    except StrictDataclassError as error:
+        raise _wrong_values(error) from error
+    try:
+        return known.from_dict(_without_strange_parts(architecture))
+    except StrictDataclassError as error:
+        raise _wrong_values(error) from error
+
+
+def _wrong_values(error: StrictDataclassError) -> ModelFileError:
+    return ModelFileError(f"config.json: {reason_of(error)}; take the checkpoint's own file")
+
+
+def _without_strange_parts(architecture: Mapping[str, Any]) -> dict[str, Any]:
+    """What transformers may see: not the keys with which it fetches code or other models, nor the labels of a head.
+
+    Raises `ModelFileError` for sizes that no encoder has.
+    """
+    for key, value in architecture.items():
+        most = _MOST_LAYERS if "layers" in key else _MOST
+        if isinstance(value, int) and not -most <= value <= most:
+            raise ModelFileError(
+                f"config.json: {key[:80]} is {value}, more than any encoder has; take another checkpoint"
+            )
+        if isinstance(value, dict) and key.endswith("_config"):
+            raise ModelFileError(
+                f"config.json: {key[:80]} describes another model or a quantised one; choose an encoder that stands alone"
+            )
+    return {key: value for key, value in architecture.items() if not _STRANGE.fullmatch(key)}
 
 
 def _build(config: Any) -> Any:
     try:
         return AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False)
-    except ValueError as error:
+    except (ValueError, StrictDataclassError) as error:
         raise ModelFileError(
             f"config.json: no encoder can be made of model_type {config.model_type!r}: {error}; choose another encoder"
         ) from error

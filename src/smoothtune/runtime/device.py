@@ -10,12 +10,18 @@ from typing import Literal
 import torch
 
 from smoothtune.errors import UsageError
+from smoothtune.runtime.processes import ALONE, Processes
 
 
-def pick_device(name: str) -> torch.device:
-    """`auto` is a GPU if there is one. Raises `UsageError` when a GPU is asked for and there is none."""
+def pick_device(name: str, processes: Processes = ALONE) -> torch.device:
+    """`auto` is a GPU if there is one. Raises `UsageError` when a GPU is asked for and there is none.
+
+    Of several `processes`, each of a machine has a GPU of its own.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if not processes.alone and name != "cpu":
+        return _own_gpu(name, processes)
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         found = torch.cuda.device_count()
@@ -23,11 +29,30 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def set_threads(count: int | None) -> int:
-    """Use `count` processor threads, by default one per core this process may use (OMP_NUM_THREADS counts)."""
+def _own_gpu(name: str, processes: Processes) -> torch.device:
+    found = torch.cuda.device_count()
+    if name != "cuda":
+        raise UsageError(f"runtime.device: got {name!r} for {processes.world} processes; use `auto`, `cuda` or `cpu`")
+    if processes.local_world > found:
+        raise UsageError(
+            f"runtime.device: {processes.local_world} processes on this machine, but torch finds {found} CUDA devices; "
+            f"start as many processes as there are, or use `cpu`"
+        )
+    return torch.device("cuda", processes.local_rank)
+
+
+def set_threads(count: int | None, processes: Processes = ALONE) -> int:
+    """Use `count` processor threads, by default one per core this process may use (OMP_NUM_THREADS counts).
+
+    Several `processes` of one machine share its cores. The 1 that `torchrun` sets for each of them counts as unset.
+    """
     if count is None:
         asked = os.environ.get("OMP_NUM_THREADS", "")
-        count = int(asked) if asked.isdigit() and int(asked) > 0 else len(os.sched_getaffinity(0))
+        set_by_launcher = asked == "1" and not processes.alone and "TORCHELASTIC_RUN_ID" in os.environ
+        if asked.isdigit() and int(asked) > 0 and not set_by_launcher:
+            count = int(asked)
+        else:
+            count = max(1, len(os.sched_getaffinity(0)) // processes.local_world)
     torch.set_num_threads(count)
     return count
 

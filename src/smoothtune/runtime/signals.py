@@ -1,4 +1,4 @@
-"""Ctrl-C (SIGINT) of this process: what it may interrupt, and what it must leave to finish."""
+"""Ctrl-C (SIGINT) and SIGTERM of this process: what they may interrupt, and what they must leave to finish."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from typing import Any
 class Interrupts:
     """Within this context Ctrl-C interrupts only what runs inside `allowed()`, once; at the end the old handler is back.
 
-    A Ctrl-C elsewhere is kept for the next `allowed()`. Only the main thread can be interrupted: in others nothing changes.
+    A Ctrl-C elsewhere is kept for the next `allowed()`. SIGTERM interrupts nothing: `terminated` tells of it, to whom looks.
+    Only the main thread can be interrupted: in others nothing changes. `pending` tells of a Ctrl-C that is kept.
     """
 
     def __init__(self) -> None:
-        self._before: Any = None
+        self.terminated = False
+        self._before: dict[signal.Signals, Any] = {}
         self._allowed = False
         self._pending = False
         self._installed = False
@@ -25,14 +27,20 @@ class Interrupts:
     def __enter__(self) -> Interrupts:
         self._installed = threading.current_thread() is threading.main_thread()
         if self._installed:
-            self._before = signal.signal(signal.SIGINT, self._take)
+            handlers = {signal.SIGINT: self._take, signal.SIGTERM: self._note}
+            self._before = {kind: signal.signal(kind, handler) for kind, handler in handlers.items()}
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._installed:
-            signal.signal(signal.SIGINT, signal.SIG_DFL if self._before is None else self._before)
+        for number, handler in self._before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    @property
+    def pending(self) -> bool:
+        """Whether a Ctrl-C has come that has interrupted nothing."""
+        return self._pending
 
     @contextmanager
     def allowed(self) -> Iterator[None]:
@@ -51,3 +59,6 @@ class Interrupts:
             return
         self._allowed = False
         raise KeyboardInterrupt
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.terminated = True

@@ -38,8 +38,7 @@ def checked(given: Mapping[str, Any]) -> SmoothnessOptions:
     for key, (only, why) in _FIXED.items():
         got = getattr(options, key)
         if got != only:
-            source = "" if key in given else f" by preset {options.preset!r}"
-            problems.append(Problem(key, f"{why}; got {got!r}{source}"))
+            problems.append(Problem(key, f"{why}; got {got!r}"))
     if options.dropout == "off":
         why = "a function has no dropout to switch off; 'shared' or 'independent', or put the model in eval mode"
         problems.append(Problem("dropout", f"got 'off', but {why}"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -32,7 +32,7 @@ class Notices:
     stage: str
     regularisers: Sequence[Regulariser]
     dtype: str
-    _said: set[tuple[str, type[_Fault], str]] = field(default_factory=set)
+    _said: set[tuple[str, str, str]] = field(default_factory=set)
 
     def new(self, records: Records) -> Iterator[Notice]:
         """What `records`, by task and regulariser, show for the first time; one notice for all tasks that show it."""
@@ -40,11 +40,19 @@ class Notices:
             name = regulariser.name
             mine = {task: found[name] for task, found in records.items() if name in found}
             for fault in self._faults(regulariser):
-                unsaid = {task: record for task, record in mine.items() if (name, type(fault), task) not in self._said}
+                unsaid = {task: record for task, record in mine.items() if (name, fault.name, task) not in self._said}
                 shown = {task: record for task, record in unsaid.items() if fault.shows(record)}
-                self._said.update((name, type(fault), task) for task in shown)
+                self._said.update((name, fault.name, task) for task in shown)
                 if shown:
                     yield Notice(self.stage, name, tuple(shown), fault.text(shown.values()))
+
+    def state_dict(self) -> dict[str, list[tuple[str, str, str]]]:
+        """What was said: regulariser, fault, task."""
+        return {"said": sorted(self._said)}
+
+    def load_state_dict(self, state: Mapping[str, Iterable[Iterable[str]]]) -> None:
+        """Go on from a state."""
+        self._said = {(name, fault, task) for name, fault, task in state["said"]}
 
     def _faults(self, regulariser: Regulariser) -> tuple[_Fault, ...]:
         search = search_of(regulariser)
@@ -53,7 +61,10 @@ class Notices:
 
 
 class _Fault(Protocol):
-    """Something that may be wrong, as records of a probe show it."""
+    """Something that may be wrong, as records of a probe show it; `name` is what it is kept under."""
+
+    @property
+    def name(self) -> str: ...
 
     def shows(self, record: Record) -> bool:
         """Whether this task's record shows it."""
@@ -69,6 +80,7 @@ class _Lost:
     """The dtype cannot carry the perturbation."""
 
     dtype: str
+    name: str = "lost"
 
     def shows(self, record: Record) -> bool:
         return record["surviving"] < LOST_BELOW
@@ -89,6 +101,7 @@ class _Drowned:
     """Dropout moves the answers so much more than the perturbation that the perturbation does not count."""
 
     search: Search
+    name: str = "drowned"
 
     def shows(self, record: Record) -> bool:
         return record["dropout"] > DROWNED_ABOVE * record["adversarial"]

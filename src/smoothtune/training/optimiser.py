@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -62,3 +62,33 @@ def build_rates(optimiser: torch.optim.Optimizer, *, warmup_share: float, total:
     """The learning-rate schedule over `total` optimiser steps."""
     warmup = round(warmup_share * total)
     return LambdaLR(optimiser, lambda step: rate_at(step, warmup=warmup, total=total))
+
+
+def moments_of(optimiser: Optimizer) -> dict[str, Any]:
+    """What an optimiser remembers of each parameter (step, moments), by the parameter's number in its groups."""
+    return {str(number): dict(held) for number, held in optimiser.state_dict()["state"].items()}
+
+
+def give_moments(optimiser: Optimizer, moments: Mapping[str, Any]) -> None:
+    """Go on with `moments`; groups, rates and decays stay what they are. Raises `ValueError` where they do not fit."""
+    parameters = [part for group in optimiser.param_groups for part in group["params"]]
+    for number, held in moments.items():
+        shape = parameters[int(number)].shape if int(number) < len(parameters) else None
+        wrong = [
+            name for name, value in held.items() if isinstance(value, Tensor) and value.ndim and value.shape != shape
+        ]
+        if shape is None or wrong:
+            raise ValueError(f"moments of parameter {number} are of another shape than the parameter")
+    groups = optimiser.state_dict()["param_groups"]
+    optimiser.load_state_dict(
+        {"state": {int(number): dict(held) for number, held in moments.items()}, "param_groups": groups}
+    )
+
+
+def rates_at(rates: LambdaLR, step: int) -> None:
+    """Put the learning rates where they are after `step` optimiser steps."""
+    rates.last_epoch, rates._step_count = step, step + 1
+    found = [base * factor(step) for base, factor in zip(rates.base_lrs, rates.lr_lambdas, strict=True)]
+    for group, rate in zip(rates.optimizer.param_groups, found, strict=True):
+        group["lr"] = rate
+    rates._last_lr = found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 from smoothtune.config.stage import Stage
 from smoothtune.nn.model import MultiTaskModel
@@ -22,6 +22,22 @@ class StageScores(Protocol):
     @property
     def main(self) -> Mapping[str, float]:
         """Main metric by task."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values, from which the evaluation that made them makes them again."""
+        ...
+
+
+class Evaluation(Protocol):
+    """What a stage follows."""
+
+    def __call__(self, model: MultiTaskModel) -> StageScores:
+        """The scores of a model."""
+        ...
+
+    def scores_of(self, state: Mapping[str, Any]) -> StageScores:
+        """Scores again from their `state_dict`."""
         ...
 
 
@@ -62,10 +78,13 @@ class Rule:
 
     def keep_task(self, task: str, model: MultiTaskModel) -> None:
         """Keep what belongs to the task alone as it is now: its output, LoRA and adapters."""
+        self._best_of(task, model).keep()
+
+    def _best_of(self, task: str, model: MultiTaskModel) -> BestState:
         if task not in self.task_best:
             names = [name for name, _ in model.named_parameters() if name.startswith(own_parts(task))]
             self.task_best[task] = BestState(model, names)
-        self.task_best[task].keep()
+        return self.task_best[task]
 
     def restore_task(self, task: str) -> None:
         """Put the task's best output, LoRA and adapters back, if it ever had them."""
@@ -87,3 +106,21 @@ class Rule:
         if self.stopping.finished:
             self.reason = f"no improvement of more than {self.stopping.threshold:g} in {self.stopping.patience} epochs"
         return self.stopping.finished
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values and tensors."""
+        return {
+            "stopping": self.stopping.state_dict(),
+            "by_task": {task: stopping.state_dict() for task, stopping in self.by_task.items()},
+            "running": list(self._running),
+            "best": {task: best.state_dict() for task, best in self.task_best.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], model: MultiTaskModel) -> None:
+        """Go on from a state with `model`, which holds what it held then."""
+        self.stopping.load_state_dict(state["stopping"])
+        for task, found in state["by_task"].items():
+            self.by_task[task].load_state_dict(found)
+        self._running = list(state["running"])
+        for task, found in state["best"].items():
+            self._best_of(task, model).load_state_dict(found)

@@ -6,7 +6,7 @@ Knows nothing of files, printing or how scores are computed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,19 +16,31 @@ from accelerate import Accelerator
 from smoothtune.config.stage import Stage
 from smoothtune.data.batching import BatchStream, Examples
 from smoothtune.data.schedules import Schedule
-from smoothtune.errors import UsageError
+from smoothtune.errors import ModelFileError, UsageError
 from smoothtune.nn.model import MultiTaskModel
 from smoothtune.objective.look import Regulariser
 from smoothtune.objective.weighting import TaskFacts, WeightingProduct
 from smoothtune.registry import resolve
+from smoothtune.runtime import processes
+from smoothtune.runtime.processes import ALONE, computing_with
 from smoothtune.training.adamw import KernelAdamW
-from smoothtune.training.best import BestState
-from smoothtune.training.loop import EpochReport, LoopParts, StepReport, run_epochs
+from smoothtune.training.best import BestState, give_weights
+from smoothtune.training.loop import EpochReport, Pieces, StepReport, run_epochs
 from smoothtune.training.notices import Notice, Notices
-from smoothtune.training.optimiser import build_optimiser, build_rates, parameter_groups
+from smoothtune.training.optimiser import (
+    build_optimiser,
+    build_rates,
+    give_moments,
+    moments_of,
+    parameter_groups,
+    rates_at,
+)
+from smoothtune.training.optimiser_step import LoopParts
 from smoothtune.training.probe import Probe, Records, probe_batch
-from smoothtune.training.rule import Rule, StageScores
+from smoothtune.training.progress import Progress
+from smoothtune.training.rule import Evaluation, Rule, StageScores
 from smoothtune.training.selection import chosen_parameters, counted
+from smoothtune.training.state import State
 from smoothtune.training.step import StepModule
 
 
@@ -37,7 +49,7 @@ class StageBegin:
     """Before the first step: what trains, and its share of all parameters.
 
     `trains` counts the parameters that train by part: `encoder` or its layers, `trunks.NAME`, `outputs.TASK`,
-    `lora.TASK`, `adapters.TASK`.
+    `lora.TASK`, `adapters.TASK`. `done` are the steps made before, where the stage goes on.
     """
 
     stage: str
@@ -46,6 +58,7 @@ class StageBegin:
     trains: dict[str, int]
     parameters: int
     dtype: str
+    done: int = 0
 
     @property
     def trained(self) -> int:
@@ -84,7 +97,22 @@ class StageEnd:
     after: Any = None
 
 
-StageEvent = StageBegin | StepReport | StageEpoch | Notice | StageEnd
+StageEvent = StageBegin | StepReport | Pieces | StageEpoch | Notice | StageEnd
+
+
+@dataclass(slots=True)
+class _Live:
+    """What a stage holds while it runs."""
+
+    chosen: dict[str, torch.nn.Parameter]
+    parts: LoopParts
+    probe: Probe
+    notices: Notices
+    best: BestState
+    rule: Rule
+    at: Progress = field(default_factory=Progress)
+    before: StageScores | None = None
+    after: StageScores | None = None
 
 
 @dataclass(slots=True)
@@ -92,21 +120,22 @@ class StageRun:
     """One stage on its way; `events()` runs it.
 
     With `entry_counts` the model it begins with is a result: it is scored first and is the state to beat, so that the
-    stage never leaves the model worse by its own metric.
+    stage never leaves the model worse by its own metric. With `goes_on_from`, the `state_dict` of a run of the same stage on
+    the same data, it goes on from there, to the same bits; the model is then the one that the stage began with.
     """
 
     model: MultiTaskModel
     stage: Stage
     examples: Mapping[str, Examples]
     facts: Mapping[str, TaskFacts]
-    evaluate: Callable[[MultiTaskModel], StageScores]
+    evaluate: Evaluation
     seed: int
     dtype: torch.dtype
     accelerator: Accelerator
     regularisers: Sequence[Regulariser] = ()
     entry_counts: bool = False
-    _best: BestState | None = field(init=False, default=None)
-    _rule: Rule | None = field(init=False, default=None)
+    goes_on_from: Mapping[str, Any] | None = None
+    _live: _Live | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         """Raises `UsageError` where regularisers are to look at the layers of an encoder that does not run."""
@@ -120,72 +149,143 @@ class StageRun:
             )
 
     def events(self) -> Iterator[StageEvent]:
-        """Train until the stopping rule says so, then put the best state back. The reader may stop at any event."""
+        """Train until the stopping rule says so, then put the best state back. The reader may stop at any event.
+
+        Raises `ModelFileError` where the state to go on from does not fit the stage.
+        """
         try:
             yield from self._events()
         finally:
             self.model.encoder.give_sparse_gradients(False)
 
     def _events(self) -> Iterator[StageEvent]:
-        chosen = self._choose()
-        self._best = best = BestState(self.model, chosen)
-        self._rule = rule = Rule(self.stage, tuple(self.examples))
-        if self.entry_counts:
-            best.keep()
-        parts = self._parts(chosen)
-        everything = sum(parameter.numel() for parameter in self.model.parameters())
-        dtype = str(self.dtype).removeprefix("torch.")
-        yield StageBegin(
-            self.stage.name,
-            parts.schedule.active,
-            parts.total_steps,
-            counted(chosen, self.stage.train),
-            everything,
-            dtype,
-        )
-        probe, notices = self._probe(parts), Notices(self.stage.name, self.regularisers, dtype)
-        records = probe(0, 0.0)
-        before = after = None
-        if self.entry_counts:
-            before = after = self.evaluate(self.model)
-            rule.start(before, self.model)
-            entry = EpochReport(self.stage.name, -1, 0, 0.0, {}, {}, before, 0)
-            yield StageEpoch(entry, True, (), parts.module.weighting.factors(), records)
-        yield from notices.new(records)  # before hours are spent on a term that does nothing
-        for report in run_epochs(parts):
-            if isinstance(report, StepReport):
+        live = self._live = self._begin()
+        yield self._told(live)
+        if self.goes_on_from is None:
+            yield from self._enter(live)
+        for report in () if live.rule.done else run_epochs(live.parts, live.at):
+            if isinstance(report, StepReport | Pieces):
                 yield report
                 continue
-            records = probe(report.step, report.step / parts.total_steps)
-            improved, finished = rule.take(report.dev)
-            for task in rule.improved_tasks:
-                rule.keep_task(task, self.model)
-            for task in finished:
-                if report.step < parts.total_steps:
-                    parts.schedule.finish(task)
-                rule.restore_task(task)
-            if improved:
-                best.keep()
-            if improved or not best.kept:
-                after = report.dev
-            yield StageEpoch(report, improved, finished, parts.module.weighting.factors(), records)
-            yield from notices.new(records)
-            if rule.done:
+            yield from self._judge(live, report)
+            if live.rule.done:
                 break
         self.restore()
+        rule = live.rule
         if rule.finished:  # their best outputs stand beside the best epoch's rest: a state that no epoch has scored
-            after = self.evaluate(self.model)
+            live.after = self.evaluate(self.model)
         value = rule.stopping.best if math.isfinite(rule.stopping.best) else math.nan
-        yield StageEnd(self.stage.name, rule.reason, self.stage.stop.metric, value, before, after)
+        yield StageEnd(self.stage.name, rule.reason, self.stage.stop.metric, value, live.before, live.after)
+
+    def state_dict(self) -> State:
+        """What another process needs to go on after the last event but a `StageEnd`: plain values and tensors, not copied.
+
+        What the stage does not train is not in it.
+        """
+        live, held = self._running(), self.model.state_dict()
+        parts = live.parts
+        return {
+            "progress": live.at.state_dict(),
+            "schedule": parts.schedule.state_dict(),
+            "weights": {name: held[name] for name in live.best.names},
+            "weighting": dict(parts.module.weighting.state_dict()),
+            "moments": moments_of(parts.optimiser),
+            "regularisers": [regulariser.state_dict() for regulariser in self.regularisers],
+            "best": live.best.state_dict(),
+            "rule": live.rule.state_dict(),
+            "notices": live.notices.state_dict(),
+            "before": None if live.before is None else live.before.state_dict(),
+            "after": None if live.after is None else live.after.state_dict(),
+        }
 
     def restore(self) -> bool:
         """Put the best state back, and the best output of each finished task; whether there was a best state."""
-        if self._best is None or self._rule is None:
+        if self._live is None:
             return False
-        self._best.restore()
-        for task in self._rule.finished:
-            self._rule.restore_task(task)
-        return self._best.kept
+        self._live.best.restore()
+        for task in self._live.rule.finished:
+            self._live.rule.restore_task(task)
+        return self._live.best.kept
+
+    def _running(self) -> _Live:
+        if self._live is None:
+            raise UsageError(f"stage {self.stage.name} has no state yet; take it after an event of the stage")
+        return self._live
+
+    def _begin(self) -> _Live:
+        chosen = self._choose()
+        best, rule = BestState(self.model, chosen), Rule(self.stage, tuple(self.examples))
+        if self.entry_counts and self.goes_on_from is None:
+            best.keep()
+        parts = self._parts(chosen)
+        notices = Notices(self.stage.name, self.regularisers, _name_of(self.dtype))
+        live = _Live(chosen, parts, self._probe(parts), notices, best, rule)
+        if self.goes_on_from is not None:
+            self._go_on(live, self.goes_on_from)
+        return live
+
+    def _go_on(self, live: _Live, state: Mapping[str, Any]) -> None:
+        """Put `state` in place of what the stage begins with."""
+        parts = live.parts
+        try:
+            live.at = Progress.of(state["progress"])
+            parts.schedule.load_state_dict(state["schedule"])
+            give_weights(self.model, state["weights"], live.best.names)
+            parts.module.weighting.load_state_dict(state["weighting"])
+            give_moments(parts.optimiser, state["moments"])
+            rates_at(parts.rates, live.at.step)
+            for regulariser, memory in zip(self.regularisers, state["regularisers"], strict=True):
+                regulariser.load_state_dict(memory)
+            live.best.load_state_dict(state["best"])
+            live.rule.load_state_dict(state["rule"], self.model)
+            live.notices.load_state_dict(state["notices"])
+            live.before, live.after = (
+                None if state[name] is None else self.evaluate.scores_of(state[name]) for name in ("before", "after")
+            )
+        except (AttributeError, LookupError, OverflowError, TypeError, ValueError, RuntimeError) as error:
+            raise ModelFileError(
+                f"stage {self.stage.name}: the checkpoint does not fit the stage ({type(error).__name__}: {error})"
+            ) from error
+
+    def _told(self, live: _Live) -> StageBegin:
+        everything = sum(parameter.numel() for parameter in self.model.parameters())
+        return StageBegin(
+            self.stage.name,
+            live.parts.schedule.active,
+            live.parts.total_steps,
+            counted(live.chosen, self.stage.train),
+            everything,
+            _name_of(self.dtype),
+            live.at.step,
+        )
+
+    def _enter(self, live: _Live) -> Iterator[StageEvent]:
+        """What there is to tell before the first step."""
+        records = _probed(live, 0)
+        if self.entry_counts:
+            live.before = live.after = self.evaluate(self.model)
+            live.rule.start(live.before, self.model)
+            entry = EpochReport(self.stage.name, -1, 0, 0.0, {}, {}, live.before, 0)
+            yield StageEpoch(entry, True, (), live.parts.module.weighting.factors(), records)
+        yield from live.notices.new(records)  # before hours are spent on a term that does nothing
+
+    def _judge(self, live: _Live, report: EpochReport) -> Iterator[StageEvent]:
+        """What an epoch means; after the last of these events the state is one to go on from."""
+        parts, rule = live.parts, live.rule
+        records = _probed(live, report.step)
+        improved, finished = rule.take(report.dev)
+        for task in rule.improved_tasks:
+            rule.keep_task(task, self.model)
+        for task in finished:
+            if report.step < parts.total_steps:
+                parts.schedule.finish(task)
+            rule.restore_task(task)
+        if improved:
+            live.best.keep()
+        if improved or not live.best.kept:
+            live.after = report.dev
+        yield from live.notices.new(records)
+        yield StageEpoch(report, improved, finished, parts.module.weighting.factors(), records)
 
     def _choose(self) -> dict[str, torch.nn.Parameter]:
         chosen = chosen_parameters(self.model, self.stage, tuple(self.examples))
@@ -209,12 +309,12 @@ class StageRun:
         total = _total_steps(schedule, stage)
         optimiser = build_optimiser(parameter_groups(self.model, weighting.to(self.accelerator.device), chosen, stage))
         rates = build_rates(optimiser, warmup_share=stage.warmup, total=total)
-        alone = self.accelerator.num_processes == 1  # then there is nothing to wrap, and wrappers cost at each step
-        self.model.encoder.give_sparse_gradients(alone and isinstance(optimiser, KernelAdamW))
-        prepared, wrapped = (module, optimiser) if alone else self.accelerator.prepare(module, optimiser)
+        together = processes.current()
+        self.model.encoder.give_sparse_gradients(together.alone and isinstance(optimiser, KernelAdamW))
         return LoopParts(
-            module, prepared, wrapped, rates, schedule, self.accelerator, stage, self.seed, total, self.evaluate
-        )
+            module, optimiser, rates, schedule, self.accelerator, together, stage, self.seed, total, self.evaluate,
+            {name: examples.shown for name, examples in self.examples.items()},
+        )  # fmt: skip
 
     def _probe(self, parts: LoopParts) -> Probe:
         device, most = self.accelerator.device, self.stage.batch_size
@@ -223,9 +323,11 @@ class StageRun:
         return Probe(parts.module, parts.trained, batches, self.seed, self.stage.name)
 
     def _schedule(self) -> Schedule:
+        """Its batches are those that all processes have in common."""
         stage = self.stage
+        size = stage.batch_size * processes.current().world
         sources = {
-            name: BatchStream(examples, stage.batch_size, seed=self.seed, stage=stage.name)
+            name: BatchStream(examples, size, seed=self.seed, stage=stage.name)
             for name, examples in self.examples.items()
         }
         kind = resolve("schedules", stage.schedule)
@@ -235,7 +337,17 @@ class StageRun:
         return schedule
 
 
+def _probed(live: _Live, step: int) -> Records:
+    """What the regularisers do after `step` steps: the same in every process, so that none needs the others for it."""
+    with computing_with(ALONE):
+        return live.probe(step, step / live.parts.total_steps)
+
+
 def _total_steps(schedule: Schedule, stage: Stage) -> int:
     wanted = schedule.group * stage.accumulate
     total = sum(-(-batches // wanted) for batches in schedule.epoch_batches())
     return total if stage.stop.max_steps is None else min(total, stage.stop.max_steps)
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

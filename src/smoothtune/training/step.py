@@ -26,13 +26,17 @@ from smoothtune.types import Batch
 
 @dataclass(frozen=True, slots=True)
 class StepName:
-    """Names the draws of one batch: `number` counts the batches of the stage, `progress` is the share of steps done."""
+    """Names the draws of one batch: `number` counts the batches of the stage, `progress` is the share of steps done.
+
+    Where a batch goes through in pieces, `piece` counts these.
+    """
 
     seed: int
     stage: str
     number: int
     rank: int
     progress: float
+    piece: int = 0
 
 
 class StepModule(nn.Module):
@@ -63,7 +67,7 @@ class StepModule(nn.Module):
         """
         assert batch.labels is not None
         kind = self.model.tasks[batch.task].kind
-        clean = Pass(name.seed, name.stage, name.number, name.rank)
+        clean = Pass(name.seed, name.stage, name.number, name.rank, f"clean.{name.piece}" if name.piece else "clean")
         watching = [part for part in self.regularisers if part.applies(batch.task)]
         looking = [part for part in watching if part.due(batch.task)]
         dtype = self._dtype_of(looking)

@@ -6,27 +6,31 @@ import datetime
 import json
 import os
 import platform
-import tomllib
+import shutil
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from smoothtune.bounded import parse_toml, read_text, reason_of
 from smoothtune.config.experiment import Experiment
 from smoothtune.config.loading import to_toml, validated
 from smoothtune.errors import ModelFileError, UsageError
 from smoothtune.files import WriteError, write_text
+from smoothtune.nn.folder import read_json
+from smoothtune.workflow.run_lock import LOCK
 
 if TYPE_CHECKING:
     from smoothtune.inference.model import Model
 
-EXPERIMENT, METRICS, EVALUATION, STATE, CHECK, MODEL = (
+EXPERIMENT, METRICS, EVALUATION, STATE, CHECK, MODEL, CHECKPOINTS = (
     "experiment.toml",
     "metrics.jsonl",
     "evaluation.json",
     "run.json",
     "check.json",
     "model",
+    "checkpoints",
 )
 
 
@@ -49,19 +53,34 @@ class Run:
         return Model.load(self.folder)
 
 
-def new_run_folder(run_dir: str | Path | None, name: str) -> Path:
-    """Create the folder of a new run, by default `runs/NAME-DATE`. Raises `UsageError` when it exists."""
+def new_run_folder(run_dir: str | Path | None, name: str, *, empty: bool = False) -> Path:
+    """Create the folder of a new run, by default `runs/NAME-DATE`. Raises `UsageError` when it exists.
+
+    With `empty` one that holds no more than a lock is taken: a process was ended before it wrote anything.
+    """
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     folder = Path("runs") / f"{name.replace('/', '-').strip('.')}-{stamp}" if run_dir is None else Path(run_dir)
     try:
         folder.mkdir(parents=True)
     except FileExistsError:
+        if empty and folder.is_dir() and all(path.name == LOCK for path in folder.iterdir()):
+            return folder
         raise UsageError(
-            f"{folder}: exists already; a run never overwrites one: remove it or give another --run-dir"
+            f"{folder}: exists already; a run never overwrites one: give another --run-dir, or --resume to go on with it"
         ) from None
     except OSError as error:
         raise WriteError(f"{folder}: cannot be created: {error.strerror}") from None
     return folder
+
+
+def finished_run(folder: Path, experiment: Experiment) -> Run | None:
+    """The run of a folder if it came to its end, else None: its state, its evaluation and its model are there."""
+    if not (folder / STATE).is_file() or not (folder / EVALUATION).is_file():
+        return None
+    state = read_json(folder / STATE)
+    if state.get("interrupted") is not False or state.get("failure") is not None:
+        return None
+    return Run(folder, experiment, read_json(folder / EVALUATION))
 
 
 class RunFiles:
@@ -84,6 +103,37 @@ class RunFiles:
         except OSError as error:
             raise WriteError(f"{self.folder / METRICS}: cannot be written: {error.strerror}") from None
 
+    def remove_leftovers(self) -> None:
+        """Take away what a process was writing when it was ended: such files and folders never got their names."""
+        for place in (
+            self.folder,
+            *(path for path in self.folder.iterdir() if path.is_dir() and not path.is_symlink()),
+        ):
+            for path in (*place.glob(".*.part"), *place.glob(".*.old")):
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
+
+    def remove_results(self) -> None:
+        """Take away what only a run that begins again would write anew: metrics, state and evaluation."""
+        for name in (METRICS, STATE, EVALUATION):
+            (self.folder / name).unlink(missing_ok=True)
+
+    def metrics_size(self) -> int:
+        """Bytes of metrics.jsonl."""
+        path = self.folder / METRICS
+        return path.stat().st_size if path.exists() else 0
+
+    def cut_metrics(self, size: int) -> None:
+        """Leave the first `size` bytes of metrics.jsonl. Raises `ModelFileError` where there are fewer."""
+        path = self.folder / METRICS
+        kept = path.read_bytes() if path.exists() else b""
+        if len(kept) < size:
+            raise ModelFileError(f"{path}: has {len(kept)} bytes, the checkpoint was written after {size}; put it back")
+        if len(kept) > size:
+            write_text(path, kept[:size].decode("utf-8", errors="replace"))
+
     def write_json(self, name: str, value: object) -> None:
         """A JSON file of the run."""
         write_text(self.folder / name, json.dumps(value, indent=2) + "\n")
@@ -93,11 +143,11 @@ def read_experiment(folder: Path) -> Experiment:
     """The resolved experiment of a run. Raises `ModelFileError` when the folder is no run."""
     path = folder / EXPERIMENT
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = parse_toml(read_text(path, inside=folder))
     except FileNotFoundError:
         raise ModelFileError(f"{folder}: is not a run folder (it has no {EXPERIMENT})") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ModelFileError(f"{path}: cannot be read: {error}") from None
+    except (OSError, ValueError) as error:
+        raise ModelFileError(f"{path}: cannot be read: {reason_of(error)}") from None
     return validated(table, f"{path}: is damaged or of another release:")
 
 

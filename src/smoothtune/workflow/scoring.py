@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,6 +63,10 @@ class EpochScores:
         task, _, name = metric.partition(".")
         return self.dev.tasks[task][name] if name else self.dev.main[task]
 
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
 
 def undefined(answers: Mapping[str, TaskAnswers]) -> dict[str, str]:
     """Why metrics of the answers are `nan`, as a clause by `TASK.METRIC`."""
@@ -95,6 +100,10 @@ class EpochEvaluation:
         dev = answers_of(model, self._dev, self._tasks, dtype=self._dtype)
         train = answers_of(model, self._train, self._tasks, dtype=self._dtype)
         return EpochScores(point_scores(dev), point_scores(train), undefined(dev))
+
+    def scores_of(self, state: Mapping[str, Any]) -> EpochScores:
+        """Scores again from their `state_dict`."""
+        return EpochScores(PointScores(**state["dev"]), PointScores(**state["train"]), state["undefined"])
 
 
 def sample(examples: Examples, most: int, seed: int) -> Examples:

@@ -38,6 +38,7 @@ class StagedModel:
         self._checkpoint = checkpoint
         self.encoder: Encoder = load_encoder(checkpoint, experiment.encoder)
         self._labels: Labels = dict.fromkeys(experiment.tasks, ("", " "))
+        self._holds: int | None = None  # the stage whose best state the model is
         self._chosen = [set(self._trains(number)) for number in range(len(experiment.stages))]
 
     def _trains(self, number: int) -> Mapping[str, torch.nn.Parameter]:
@@ -59,10 +60,11 @@ class StagedModel:
         if source is None and number:
             self.encoder = load_encoder(self._checkpoint, experiment.encoder)
             self.model = self._fresh(number)
-        elif source is not None and source != number - 1:
+        elif source is not None and source != self._holds:
             self.model = read_model_folder(stage_folder(run, experiment.stages[source].name)).model.to(self.device)
             self.encoder = self.model.encoder
         self._grow(number)
+        self._holds = number  # when the stage is over
         trained = {name for earlier in experiment.before(number) for name in self._chosen[earlier]}
         return begins_trained(self.model, experiment.stage_tasks(experiment.stages[number]), trained)
 

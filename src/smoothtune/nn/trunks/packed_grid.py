@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from smoothtune.nn.dropout import Dropout
-from smoothtune.nn.masked_norm import MaskedBatchNorm2d
+from smoothtune.nn.masked_norm import MaskedBatchNorm2d, of_all
 from smoothtune.nn.trunks.similarity_cube import CHANNELS
+from smoothtune.runtime import processes
 from smoothtune.runtime.kernels import grid as kernels
 from smoothtune.runtime.kernels.grid import Drop, Layout, Norm
+from smoothtune.runtime.processes import Processes
 from smoothtune.runtime.random import stream_of
 
 available = kernels.available
@@ -147,10 +149,10 @@ class _Layer(torch.autograd.Function):
     ) -> Tensor:
         half = [tensor.contiguous() for tensor in parameters]
         y = kernels.convolve(x, half[0], half[1], layout)
-        numbers, shrink = _numbers(y, half, norm, layout)
+        numbers, shrink, own = _numbers(y, half, norm, layout)
         z = kernels.normed(y, numbers, drop, layout)
         ctx.save_for_backward(x, y, z, half[0], *numbers, shrink)
-        ctx.layout, ctx.drop, ctx.own = layout, drop, norm.training
+        ctx.layout, ctx.drop, ctx.own = layout, drop, own
         return z
 
     @staticmethod
@@ -171,16 +173,16 @@ class _Block(torch.autograd.Function):
     ) -> Tensor:
         first, second, around = _contiguous(parameters)
         y_1 = kernels.convolve(x, first[0], first[1], layout)
-        norm_1, shrink_1 = _numbers(y_1, first, settings[0][0], layout)
+        norm_1, shrink_1, own_1 = _numbers(y_1, first, settings[0][0], layout)
         z_1 = kernels.normed(y_1, norm_1, settings[0][1], layout)
         y_2 = kernels.convolve(z_1, second[0], second[1], layout)
-        norm_2, shrink_2 = _numbers(y_2, second, settings[1][0], layout)
+        norm_2, shrink_2, own_2 = _numbers(y_2, second, settings[1][0], layout)
         led = x if around is None else kernels.convolve(x, around[0], around[1], layout)
         out = kernels.normed(y_2, norm_2, settings[1][1], layout, around=led)
         weights = first[0], second[0], None if around is None else around[0]
         ctx.save_for_backward(x, y_1, z_1, y_2, out, *norm_1, shrink_1, *norm_2, shrink_2, *weights)
         ctx.layout, ctx.drops = layout, [drop for _, drop in settings]
-        ctx.own = [norm.training for norm, _ in settings]
+        ctx.own = own_1, own_2
         return out
 
     @staticmethod
@@ -204,25 +206,25 @@ class _Block(torch.autograd.Function):
 
 
 class _HalfGradient(NamedTuple):
-    """The backward pass of one norm with what follows it; `own`: its statistics were the batch's."""
+    """The backward pass of one norm with what follows it; `own`: whose cells its statistics were, None where not a batch's."""
 
     norm: Norm
     shrink: Tensor
     drop: Drop
     layout: Layout
-    own: bool
+    own: _Cells | None
 
     def __call__(
         self, y: Tensor, z: Tensor, grad: Tensor, *, outer: bool
     ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
         """The gradient of y (N, C), what is led around (N, C), and those of bias, norm weight and norm bias (C,)."""
         sums = kernels.normed_sums(y, z, grad, self.norm.mean, self.drop, self.layout, outer=outer)
-        share = 1 / self.layout.real if self.own else 0.0
-        moved = sums.plain * share, sums.times * self.shrink.square() * share
+        plain, times, share = (sums.plain, sums.times, 0.0) if self.own is None else self.own.whole(sums)
+        moved = plain * share, times * self.shrink.square() * share
         through = sums.through
         dy = kernels.normed_gradient(y, None if outer else z, through, self.norm, moved, self.drop, self.layout)
         # A batch's own statistics take a bias away again.
-        bias = torch.zeros_like(sums.plain) if self.own else self.norm.scale * sums.plain
+        bias = self.norm.scale * sums.plain if self.own is None else torch.zeros_like(sums.plain)
         return dy, through, (bias, sums.times * self.shrink, sums.plain)
 
 
@@ -245,13 +247,36 @@ def _contiguous(
     return given[:4], given[4:8], given[8:] or None
 
 
-def _numbers(y: Tensor, half: list[Tensor], norm: MaskedBatchNorm2d, layout: Layout) -> tuple[Norm, Tensor]:
-    """The norm's numbers for `y` (N, C), running statistics moved, and 1 / deviation (C,)."""
+class _Cells(NamedTuple):
+    """The `real` cells of a batch, of all `together`."""
+
+    together: Processes
+    real: int
+
+    def whole(self, sums: kernels.NormSums) -> tuple[Tensor, Tensor, float]:
+        """The sums over all these cells, (C,) each, and what makes means of them: 0 for a process whose cells do not count."""
+        share = self.together.counts / self.real
+        if self.together.alone:
+            return sums.plain, sums.times, share
+        both = torch.stack([sums.plain, sums.times])
+        self.together.add_up([both])
+        return both[0], both[1], share
+
+
+def _numbers(
+    y: Tensor, half: list[Tensor], norm: MaskedBatchNorm2d, layout: Layout
+) -> tuple[Norm, Tensor, _Cells | None]:
+    """The norm's numbers for `y` (N, C), running statistics moved, 1 / deviation (C,), and the cells they were taken of."""
+    cells = None
     if norm.training:
+        together, count = processes.current(), torch.tensor(layout.real)
         mean, squares = kernels.statistics(y, layout)
-        norm.track(torch.tensor(layout.real), mean, squares)
-        variance = squares / layout.real
+        if not together.alone:
+            count, mean, squares = of_all(together, count, mean, squares)
+        norm.track(count, mean, squares)
+        cells = _Cells(together, int(count))
+        variance = squares / cells.real
     else:
         mean, variance = norm.running_mean.clone(), norm.running_var
     shrink = torch.rsqrt(variance + norm.eps)
-    return Norm(mean, half[2] * shrink, half[3]), shrink
+    return Norm(mean, half[2] * shrink, half[3]), shrink, cells

@@ -2,6 +2,7 @@
 //
 // The weight is packed once and read many times: `forward` for the first, `backward` for the second. Panel p of a
 // packed weight makes columns 32 p ... 32 p + 31 of the result.
+#include "activation.h"
 #include "gemm_tiles.h"
 
 #if TILES
@@ -9,29 +10,28 @@ namespace {
 
 constexpr int64_t LONGEST = 16;  // blocks of a panel at a time: 32 rows of A for them fit the L1 cache
 
-template <typename T>
-inline void store_row(const float* sums, const float* bias, T* out);
-
-template <>
-inline void store_row(const float* sums, const float* bias, float* out) {
-  for (int half = 0; half < 2; ++half) {
-    const __m512 sum = _mm512_loadu_ps(sums + 16 * half);
-    _mm512_storeu_ps(out + 16 * half, bias ? _mm512_add_ps(sum, _mm512_loadu_ps(bias + 16 * half)) : sum);
-  }
+inline void store32(float* to, __m512 low, __m512 high) {
+  _mm512_storeu_ps(to, low);
+  _mm512_storeu_ps(to + 16, high);
 }
 
-template <>
-inline void store_row(const float* sums, const float* bias, bf16* out) {
+inline void store32(bf16* to, __m512 low, __m512 high) {
+  _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+}
+
+// 32 sums with their bias, or the GELU of that, rounded to T.
+template <typename T, bool gelu>
+inline void store_row(const float* sums, const float* bias, T* out) {
   __m512 low = _mm512_loadu_ps(sums), high = _mm512_loadu_ps(sums + 16);
   if (bias) {
     low = _mm512_add_ps(low, _mm512_loadu_ps(bias));
     high = _mm512_add_ps(high, _mm512_loadu_ps(bias + 16));
   }
-  _mm512_storeu_si512(out, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+  gelu ? store32(out, brief_gelu16(low), brief_gelu16(high)) : store32(out, low, high);
 }
 
 // A block of sums that is still to be written: done between the tile products of the next one.
-template <typename T>
+template <typename T, bool gelu>
 struct Unwritten {
   const float *sums = nullptr, *bias = nullptr;
   T* out = nullptr;
@@ -39,14 +39,14 @@ struct Unwritten {
 
   inline void write(int64_t count) {
     for (const int64_t end = std::min(row + count, rows); row < end; ++row)
-      store_row<T>(sums + row * SIDE, bias, out + row * stride);
+      store_row<T, gelu>(sums + row * SIDE, bias, out + row * stride);
   }
 };
 
 // One block of sums: `tall` rows of tiles (1 or 2) times two columns of tiles. A stays in the L1 cache, B passes by.
-template <typename T, bool tall>
+template <bool tall, typename T, bool gelu>
 inline void multiply_block(const bf16* a, int64_t a_bytes, const bf16* b, int64_t steps, float* sums, bool add,
-                           Unwritten<T>& last) {
+                           Unwritten<T, gelu>& last) {
   const int64_t share = (last.rows - last.row + steps - 1) / steps;
   const bf16* below = a + 8 * a_bytes;
   add ? load_sums(sums, SIDE) : zero_sums();
@@ -84,14 +84,14 @@ inline const bf16* whole_tiles(const Product& p, int64_t row, int64_t rows) {
 }
 
 // Rows [first, end) times panels [left, right), by the calling thread.
-template <typename T>
+template <bool gelu, typename T>
 void multiply_part(const Product& p, T* out, int64_t first, int64_t end, int64_t left, int64_t right) {
   static thread_local Buffer<float> buffer;
   const int64_t steps = p.inner / SIDE, a_bytes = 2 * p.inner, chunks = (steps + LONGEST - 1) / LONGEST;
   const int64_t buffers = chunks == 1 ? 2 : std::max(right - left, int64_t(2));
   float* sums = buffer.of(buffers * BLOCK);
   Tiles tiles;
-  Unwritten<T> last;
+  Unwritten<T, gelu> last;
   last.stride = p.columns;
   for (int64_t row = first; row < end; row += SIDE) {
     const int64_t rows = std::min(SIDE, end - row);
@@ -101,8 +101,8 @@ void multiply_part(const Product& p, T* out, int64_t first, int64_t end, int64_t
       for (int64_t panel = left; panel < right; ++panel) {
         const bf16* b = p.weight + (panel * steps + from) * BLOCK;
         float* to = sums + (panel - left) % buffers * BLOCK;
-        rows > 16 ? multiply_block<T, true>(a + from * SIDE, a_bytes, b, count, to, chunk > 0, last)
-                  : multiply_block<T, false>(a + from * SIDE, a_bytes, b, count, to, chunk > 0, last);
+        rows > 16 ? multiply_block<true>(a + from * SIDE, a_bytes, b, count, to, chunk > 0, last)
+                  : multiply_block<false>(a + from * SIDE, a_bytes, b, count, to, chunk > 0, last);
         if (chunk + 1 < chunks) continue;
         last.sums = to;
         last.bias = p.bias ? p.bias + panel * SIDE : nullptr;
@@ -118,7 +118,7 @@ void multiply_part(const Product& p, T* out, int64_t first, int64_t end, int64_t
 inline int64_t share(int64_t count, int64_t part, int64_t parts) { return count * part / parts; }
 
 // Rows are shared out among the threads, or columns where that is more even.
-template <typename T>
+template <bool gelu, typename T>
 void multiply(const Product& p, T* out) {
   const int64_t row_blocks = (p.rows + SIDE - 1) / SIDE, panels = p.columns / SIDE;
 #pragma omp parallel
@@ -127,9 +127,9 @@ void multiply(const Product& p, T* out) {
     const auto longest = [all](int64_t count) { return (count + all - 1) / all; };
     if (longest(row_blocks) * panels <= longest(panels) * row_blocks) {
       const int64_t end = std::min(p.rows, SIDE * share(row_blocks, me + 1, all));
-      multiply_part(p, out, SIDE * share(row_blocks, me, all), end, 0, panels);
+      multiply_part<gelu>(p, out, SIDE * share(row_blocks, me, all), end, 0, panels);
     } else {
-      multiply_part(p, out, 0, p.rows, share(panels, me, all), share(panels, me + 1, all));
+      multiply_part<gelu>(p, out, 0, p.rows, share(panels, me, all), share(panels, me + 1, all));
     }
   }
 }
@@ -161,12 +161,17 @@ API void gemm_pack_bf16(const bf16* weight, bf16* forward, bf16* backward, int64
 
 API void gemm_multiply_float(const bf16* x, const bf16* weight, const float* bias, float* out, int64_t rows,
                              int64_t inner, int64_t columns) {
-  multiply(Product{x, weight, bias, rows, inner, columns}, out);
+  multiply<false>(Product{x, weight, bias, rows, inner, columns}, out);
 }
 
 API void gemm_multiply_bf16(const bf16* x, const bf16* weight, const float* bias, bf16* out, int64_t rows,
                             int64_t inner, int64_t columns) {
-  multiply(Product{x, weight, bias, rows, inner, columns}, out);
+  multiply<false>(Product{x, weight, bias, rows, inner, columns}, out);
+}
+
+API void gemm_multiply_gelu(const bf16* x, const bf16* weight, const float* bias, bf16* out, int64_t rows, int64_t inner,
+                            int64_t columns) {
+  multiply<true>(Product{x, weight, bias, rows, inner, columns}, out);
 }
 #else
 API int gemm_available() { return 0; }

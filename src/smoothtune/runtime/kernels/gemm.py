@@ -15,7 +15,7 @@ from torch import Tensor
 
 from smoothtune.runtime.kernels.building import kernels
 
-_BLOCK = 32
+BLOCK = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ def _library() -> tuple[ctypes.CDLL, ctypes.CDLL] | None:
     for name in ("gemm_pack_float", "gemm_pack_bf16"):
         function = getattr(products, name)
         function.argtypes, function.restype = [pointer] * 3 + [long] * 2, None
-    for name in ("gemm_multiply_float", "gemm_multiply_bf16"):
+    for name in ("gemm_multiply_float", "gemm_multiply_bf16", "gemm_multiply_gelu"):
         function = getattr(products, name)
         function.argtypes, function.restype = [pointer] * 4 + [long] * 3, None
     function = gradient.gemm_weight_gradient
@@ -61,9 +61,7 @@ def _check(tensor: Tensor, dtype: torch.dtype, *shape: int) -> None:
 
 
 def _check_fit(out: int, inside: int) -> None:
-    assert fits(out, inside), (
-        f"a weight of {out} x {inside} is not made of {_BLOCK} x {_BLOCK} blocks: ask `fits` first"
-    )
+    assert fits(out, inside), f"a weight of {out} x {inside} is not made of {BLOCK} x {BLOCK} blocks: ask `fits` first"
 
 
 def available() -> bool:
@@ -73,7 +71,7 @@ def available() -> bool:
 
 def fits(out: int, inside: int) -> bool:
     """Whether a weight (out, inside) is made of whole blocks of 32 x 32."""
-    return out > 0 and inside > 0 and out % _BLOCK == 0 and inside % _BLOCK == 0
+    return out > 0 and inside > 0 and out % BLOCK == 0 and inside % BLOCK == 0
 
 
 def pack(weight: Tensor, into: PackedWeight | None = None) -> PackedWeight:
@@ -118,6 +116,18 @@ def multiply(
     weight = packed.backward if backward else packed.forward
     call(
         x.data_ptr(), weight.data_ptr(), None if bias is None else bias.data_ptr(), out.data_ptr(), rows, inner, columns
+    )
+    return out
+
+
+def multiply_gelu(x: Tensor, packed: PackedWeight, bias: Tensor) -> Tensor:
+    """The GELU (by erf) of X W^T + bias, (N, M) bfloat16, rounded once: `x` (N, K) bfloat16, `bias` (M,) float32."""
+    rows = len(x)
+    _check(x, torch.bfloat16, rows, packed.inside)
+    _check(bias, torch.float32, packed.out)
+    out = torch.empty(rows, packed.out, dtype=torch.bfloat16)
+    _loaded()[0].gemm_multiply_gelu(
+        x.data_ptr(), packed.forward.data_ptr(), bias.data_ptr(), out.data_ptr(), rows, packed.inside, packed.out
     )
     return out
 

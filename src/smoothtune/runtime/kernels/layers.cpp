@@ -3,7 +3,7 @@
 //
 // Sums over tokens (gradients of vectors) are made in fixed chunks of rows and added in order, so that the number of
 // threads never changes a bit.
-#include "common.h"
+#include "activation.h"
 
 namespace {
 
@@ -74,15 +74,16 @@ void residual_norm_forward(const T* y, const float* bias, const T* x, const floa
 #pragma omp simd
       for (int64_t c = 0; c < width; ++c) z[c] = widen(yr[c]) + bias[c];
       if (rate > 0) drop(draws, uint64_t(places[r]), width, z);
-      T* zr = z_out + r * width;
 #pragma omp simd
-      for (int64_t c = 0; c < width; ++c) {
-        zr[c] = narrow<T>(z[c] + widen(xr[c]));
-        z[c] = widen(zr[c]);
-      }
+      for (int64_t c = 0; c < width; ++c) z[c] = widen(narrow<T>(z[c] + widen(xr[c])));
       const Row found = statistics(z, width, eps);
-      mean[r] = found.mean;
-      rstd[r] = found.rstd;
+      if (z_out != nullptr) {
+        T* zr = z_out + r * width;
+#pragma omp simd
+        for (int64_t c = 0; c < width; ++c) zr[c] = narrow<T>(z[c]);
+        mean[r] = found.mean;
+        rstd[r] = found.rstd;
+      }
       T* o = out + r * width;
 #pragma omp simd
       for (int64_t c = 0; c < width; ++c) o[c] = narrow<T>((z[c] - found.mean) * found.rstd * gamma[c] + beta[c]);
@@ -235,76 +236,6 @@ void embed_backward(const T* dout, const T* z, const float* gamma, const float* 
   add_partials(gammas, chunks, width, dgamma);
   add_partials(betas, chunks, width, dbeta);
 }
-
-// Values and slopes of the activation; `kind` 0: GELU with erf, 1: GELU with tanh, 2: ReLU.
-template <int kind>
-inline void activate(float x, float& value, float& slope) {
-  if (kind == 2) {
-    value = x > 0.0f ? x : (x == x ? 0.0f : x);
-    slope = x > 0.0f ? 1.0f : 0.0f;
-  } else if (kind == 1) {
-    const float inner = 0.79788456080286536f * (x + 0.044715f * x * x * x);
-    const float e = fast_exp(2.0f * inner > 80.0f ? 80.0f : 2.0f * inner);
-    const float t = 1.0f - 2.0f / (e + 1.0f);
-    value = 0.5f * x * (1.0f + t);
-    slope = 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * 0.79788456080286536f * (1.0f + 0.134145f * x * x);
-  } else {
-    // Abramowitz and Stegun 7.1.26 for erf, absolute error below 1.5e-7; its e^(-x^2/2) serves the slope too.
-    const float z = std::fabs(x) * 0.70710678118654752f;
-    const float e = fast_exp(-0.5f * x * x);
-    const float t = 1.0f / (1.0f + 0.3275911f * z);
-    const float p = t * (0.254829592f + t * (-0.284496736f + t * (1.421413741f + t * (-1.453152027f + t * 1.061405429f))));
-    const float tail = 0.5f * p * e;  // P(X > |x|)
-    const float share = x >= 0.0f ? 1.0f - tail : tail;
-    value = x * share;
-    slope = share + x * e * 0.39894228040143268f;
-  }
-}
-
-#ifdef __AVX512F__
-inline __m512 load16(const float* from) { return _mm512_loadu_ps(from); }
-inline __m512 load16(const bf16* from) {
-  const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
-  return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
-}
-inline void store16(float* to, __m512 value) { _mm512_storeu_ps(to, value); }
-inline void store16(bf16* to, __m512 value) {
-  const __m512i bits = _mm512_castps_si512(value);
-  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd), 16);
-  rounded = _mm512_mask_mov_epi32(rounded, _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q), _mm512_set1_epi32(0x7fc0));
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16(rounded));
-}
-
-// `activate<0>` for 16 values: the same formulas, the quotient by one Newton step (relative error below 2^-23).
-inline void gelu16(__m512 x, __m512& value, __m512& slope) {
-  const __m512 one = _mm512_set1_ps(1.0f);
-  const __m512 half = _mm512_mul_ps(_mm512_mul_ps(x, x), _mm512_set1_ps(-0.5f));
-  const __m512 floor = _mm512_max_ps(_mm512_set1_ps(-100.0f), half);  // the second operand wins where x is not a number
-  const __m512 k = _mm512_roundscale_ps(_mm512_mul_ps(floor, _mm512_set1_ps(1.44269504088896341f)), 8);
-  __m512 r = _mm512_fnmadd_ps(k, _mm512_set1_ps(0.693359375f), floor);
-  r = _mm512_fmadd_ps(k, _mm512_set1_ps(2.12194440e-4f), r);
-  __m512 e = _mm512_set1_ps(1.3981999507e-3f);
-  e = _mm512_fmadd_ps(e, r, _mm512_set1_ps(8.3334519073e-3f));
-  e = _mm512_fmadd_ps(e, r, _mm512_set1_ps(4.1665795894e-2f));
-  e = _mm512_fmadd_ps(e, r, _mm512_set1_ps(1.6666665459e-1f));
-  e = _mm512_fmadd_ps(e, r, _mm512_set1_ps(5.0000001201e-1f));
-  e = _mm512_scalef_ps(_mm512_fmadd_ps(_mm512_mul_ps(r, r), e, _mm512_add_ps(r, one)), k);
-  const __m512 d = _mm512_fmadd_ps(_mm512_abs_ps(x), _mm512_set1_ps(0.3275911f * 0.70710678118654752f), one);
-  __m512 t = _mm512_rcp14_ps(d);
-  t = _mm512_mul_ps(t, _mm512_fnmadd_ps(d, t, _mm512_set1_ps(2.0f)));
-  __m512 p = _mm512_set1_ps(0.5f * 1.061405429f);
-  p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(0.5f * -1.453152027f));
-  p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(0.5f * 1.421413741f));
-  p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(0.5f * -0.284496736f));
-  p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(0.5f * 0.254829592f));
-  const __m512 tail = _mm512_mul_ps(_mm512_mul_ps(p, t), e);
-  const __mmask16 above = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_GE_OQ);
-  const __m512 share = _mm512_mask_sub_ps(tail, above, one, tail);
-  value = _mm512_mul_ps(x, share);
-  slope = _mm512_fmadd_ps(_mm512_mul_ps(x, e), _mm512_set1_ps(0.39894228040143268f), share);
-}
-#endif
 
 // The columns that whole vectors do not cover are left to the caller: how many are done.
 template <typename T, int kind>

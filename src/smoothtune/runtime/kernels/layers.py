@@ -95,6 +95,18 @@ def residual_norm(y: Tensor, bias: Tensor, x: Tensor, weight: Tensor, shift: Ten
     return Normed(z, out, mean, rstd)
 
 
+def residual_normed(
+    y: Tensor, bias: Tensor, x: Tensor, weight: Tensor, shift: Tensor, eps: float, drop: Drop
+) -> Tensor:
+    """The same layer norm alone, (N, D) T, where no gradient will be asked for: nothing is kept."""
+    out = torch.empty_like(x)
+    _loaded().residual_norm_forward_(
+        _narrow(y), y.data_ptr(), bias.data_ptr(), x.data_ptr(), weight.data_ptr(), shift.data_ptr(), eps,
+        drop.places.data_ptr(), drop.rate, drop.stream, y.shape[0], y.shape[1], None, out.data_ptr(), None, None,
+    )  # fmt: skip
+    return out
+
+
 def residual_norm_gradient(
     grad: Tensor, normed: tuple[Tensor, Tensor, Tensor], weight: Tensor, drop: Drop
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

@@ -1,0 +1,64 @@
+"""What an earlier process left of a run, and whether a run may go on from it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from smoothtune.config.experiment import Experiment
+from smoothtune.errors import ModelFileError
+from smoothtune.training.checkpoint import FORMAT, Checkpoints
+from smoothtune.workflow.identity import Identity, compare, configuration_of
+from smoothtune.workflow.run import CHECKPOINTS, read_experiment
+from smoothtune.workflow.saving import RunState, run_state
+
+_MACHINE = ("processor", "python", "packages")
+
+
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """The run's experiment and its last whole checkpoint: `folder`, `state` and `stage` are None and empty without one.
+
+    `damaged` says what is wrong with checkpoints after it; `allowed` are the kinds of difference to go on with.
+    """
+
+    run: Path
+    experiment: Experiment
+    damaged: list[str]
+    allowed: Collection[str]
+    folder: Path | None = None
+    format: int = FORMAT
+    state: RunState | None = None
+    stage: Mapping[str, Any] = field(default_factory=dict)
+
+    def compare(self, identity: Identity, machine: Mapping[str, Any]) -> list[str]:
+        """Why the result may not be that of a run that never stopped. Raises `UsageError` for what is not allowed."""
+        assert self.state is not None
+        differs = compare(
+            {**self.state.identity, "format": self.format}, {**identity, "format": FORMAT}, self.allowed, str(self.run)
+        )
+        then = self.state.machine
+        return differs + [f"{name}: {then.get(name)} then, {machine[name]} now" for name in _MACHINE
+                          if then.get(name) != machine[name]]  # fmt: skip
+
+
+def read_earlier(run: Path, experiment: Experiment | None, allowed: Collection[str]) -> Earlier:
+    """What is left in the folder `run`; with `experiment`, which is to take the place of the run's own.
+
+    Raises `ModelFileError` where the folder is no run or no checkpoint of it is whole, and `UsageError` where the experiment is
+    another.
+    """
+    own = read_experiment(run)
+    wanted = own if experiment is None else experiment
+    then, now = ({"configuration": configuration_of(one)} for one in (own, wanted))
+    compare(then, now, allowed, str(run))
+    checkpoint, damaged = Checkpoints(run / CHECKPOINTS).newest()
+    if checkpoint is None:
+        if damaged:
+            told = "; ".join(damaged)
+            raise ModelFileError(f"{told}; no other checkpoint is whole: remove {run / CHECKPOINTS} to start over")
+        return Earlier(run, wanted, damaged, allowed)
+    state, stage = run_state(checkpoint, len(wanted.stages))
+    return Earlier(run, wanted, damaged, allowed, checkpoint.folder, checkpoint.format, state, stage)

@@ -1,0 +1,203 @@
+"""What a run trains on: data, tokenizer and model, read and checked before anything is written.
+
+Every process of a run has all of it. Knows nothing of what a run folder holds, nor of when what happens.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from tokenizers import Tokenizer
+
+from smoothtune.config.experiment import Experiment, trunk_options
+from smoothtune.config.stage import Stage
+from smoothtune.data.batching import Examples
+from smoothtune.data.task_data import make_examples, read_tasks
+from smoothtune.data.tokenising import load_tokenizer
+from smoothtune.evaluation.scores import Scores, score_tasks
+from smoothtune.files import cache_folder
+from smoothtune.nn.folder import write_model_folder
+from smoothtune.nn.pretrained import find_checkpoint, read_architecture
+from smoothtune.objective.regularisers import build_regularisers
+from smoothtune.objective.weighting import TaskFacts
+from smoothtune.runtime import processes
+from smoothtune.runtime.device import keep_memory_mapped, pick_device, pick_dtype, set_threads
+from smoothtune.runtime.kernels.building import notes
+from smoothtune.training.stage import StageRun
+from smoothtune.workflow.check import check_encoder, encoding_of, report_on
+from smoothtune.workflow.frozen import Encoding, FrozenStates, StateKeeper, fingerprint
+from smoothtune.workflow.identity import Identity, check_alike, data_of, identity_of
+from smoothtune.workflow.scoring import EpochEvaluation, answers_of, undefined
+from smoothtune.workflow.staged_model import StagedModel
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A stage about to run, and the state that it goes on from, if an earlier process began it."""
+
+    number: int
+    run: Path
+    listen: Callable[[Encoding | FrozenStates], None]
+    goes_on_from: Mapping[str, Any] | None = None
+
+
+class Material:
+    """Reads and checks everything that `experiment` names. `threads` are used where the experiment names no number.
+
+    Raises `ConfigurationError`, `DataError`, `ModelFileError` or `UsageError`.
+    """
+
+    def __init__(self, experiment: Experiment, threads: int | None = None) -> None:
+        self.experiment = experiment
+        self._together = processes.current()
+        self._cache = cache_folder()
+        with self._together.agreeing():
+            self._prepare(threads)
+        with self._together.in_turn():
+            self.data = read_tasks(experiment, Path.cwd(), self._cache)
+            self.check = report_on(experiment, self.data, self._tokenizer, self._cache)
+        self._labels = {name: data.labels for name, data in self.data.items()}
+        self.staged.make(self._labels)
+
+    def _prepare(self, threads: int | None) -> None:
+        """All but the data."""
+        experiment = self.experiment
+        self.device = pick_device(experiment.runtime.device, self._together)
+        self._accelerator = _accelerator(self.device)
+        asked = threads if experiment.runtime.threads is None else experiment.runtime.threads
+        self.threads = set_threads(asked, self._together)
+        keep_memory_mapped()
+        self.notes = notes(self.device.type)
+        checkpoint = find_checkpoint(experiment.encoder)
+        self._tokenizer: Tokenizer = load_tokenizer(checkpoint)
+        check_encoder(experiment, read_architecture(checkpoint))
+        self.staged = StagedModel(experiment, checkpoint, self.device)
+
+    def identity(self) -> Identity:
+        """What must be equal for a run to go on, and in all its processes. To be asked before any training."""
+        found = identity_of(
+            self.experiment, self.data, fingerprint(self.staged.encoder), self.device, self._together.world
+        )
+        if not self._together.alone:
+            first = json.loads(self._together.of_main(json.dumps(found)))
+            with self._together.agreeing():
+                check_alike(first, json.loads(json.dumps(found)), self._together.rank)
+            processes.connect(self.device)
+        return found
+
+    def stage_run(self, begun: Begun) -> StageRun:
+        """A stage ready to run; the model is made what the stage begins with."""
+        number, stage = begun.number, self.experiment.stages[begun.number]
+        entry_counts = self.staged.begin(number, begun.run)
+        names = self.experiment.stage_tasks(stage)
+        with self._together.in_turn():
+            train, dev = self._examples("train", names), self._examples("dev", names)
+        dtype = pick_dtype(stage.precision, self.device)
+        if self.experiment.runtime.frozen_states == "auto" and encoding_of(self.experiment, number) == "kept":
+            train, dev = self._with_states(stage, train, dev, begun.listen)
+        tasks = self.experiment.tasks
+        return StageRun(
+            model=self.staged.model,
+            stage=stage,
+            examples=train,
+            facts={name: TaskFacts(len(part), tasks[name].loss_weight) for name, part in train.items()},
+            evaluate=EpochEvaluation(dev, train, tasks, seed=self.experiment.seed, dtype=dtype),
+            seed=self.experiment.seed,
+            dtype=dtype,
+            accelerator=self._accelerator,
+            regularisers=build_regularisers(stage.regularisers, depth=self.staged.encoder.depth),
+            entry_counts=entry_counts,
+            goes_on_from=begun.goes_on_from,
+        )
+
+    def evaluate(self) -> tuple[Scores, dict[str, str]]:
+        """The scores of the model on dev, and why some are `nan`, by `TASK.METRIC`."""
+        with self._together.in_turn():
+            dev = self._examples("dev", self.data)
+        answers = answers_of(self.staged.model, dev, self.experiment.tasks, dtype=self.dtype)
+        return score_tasks(answers, seed=self.experiment.seed), undefined(answers)
+
+    def write_model(self, folder: Path, facts: Mapping[str, Any]) -> None:
+        """The model folder; `facts` go into its provenance beside experiment, seed and data. Raises `WriteError`."""
+        provenance = {
+            **facts,
+            "experiment": self.experiment.name,
+            "seed": self.experiment.seed,
+            "data": {name: _splits(data_of(data)) for name, data in self.data.items()},
+        }
+        write_model_folder(
+            folder,
+            self.staged.model,
+            self.staged.config(),
+            self._labels,
+            tokenizer=self._tokenizer.to_str(pretty=False),
+            provenance=provenance,
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the last stage, in which the run's model is evaluated."""
+        return pick_dtype(self.experiment.stages[-1].precision, self.device)
+
+    def _examples(self, split: str, names: Iterable[str]) -> dict[str, Examples]:
+        found = {}
+        for name in names:
+            data = self.data[name]
+            found[name] = make_examples(
+                data,
+                data.splits[split],
+                self._tokenizer,
+                reads=trunk_options(name, data.task, self.experiment.trunks).input,
+                max_length=self.experiment.encoder.max_length,
+                pad_id=int(self.staged.encoder.architecture.get("pad_token_id") or 0),
+                cache=self._cache,
+            )
+        return found
+
+    def _with_states(
+        self,
+        stage: Stage,
+        train: dict[str, Examples],
+        dev: dict[str, Examples],
+        listen: Callable[[Encoding | FrozenStates], None],
+    ) -> tuple[dict[str, Examples], dict[str, Examples]]:
+        """The examples of a stage with the states of the encoder, which it does not train."""
+        trunks, dtype = self.experiment.trunks, pick_dtype(stage.precision, self.device)
+        needs = {name: trunk_options(name, self.data[name].task, trunks).needs for name in train}
+        together = len(train) if stage.every_task else 1
+        steps = stage.stop.max_steps
+        batch = stage.batch_size * self._together.world
+        most = None if steps is None else steps * stage.accumulate * together * batch
+        told: list[FrozenStates] = []
+
+        def hear(event: Encoding | FrozenStates) -> None:
+            if isinstance(event, FrozenStates):
+                told.append(event)
+            else:
+                listen(event)
+
+        keeper = StateKeeper(self.staged.encoder, dtype, self._cache, stage.name, hear)
+        with self._together.in_turn():
+            given = keeper.give([train, dev], needs, at_most=most)
+        (lacking,) = self._together.any(told[0].obstacle is not None)  # then all encode at every step
+        if lacking and told[0].obstacle is None:
+            told[0] = replace(told[0], encoded=0, obstacle="another process of the run cannot keep them")
+        listen(told[0])
+        return (train, dev) if lacking else (given[0], given[1])
+
+
+def _accelerator(device: torch.device) -> Accelerator:
+    """An accelerator of this very device: by itself it takes the current GPU."""
+    if device.index is not None:
+        torch.cuda.set_device(device)
+    return Accelerator(cpu=device.type == "cpu")
+
+
+def _splits(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {split: found for split, found in data.items() if split != "labels"}

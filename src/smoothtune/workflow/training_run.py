@@ -1,0 +1,292 @@
+"""One training run from its first step, or from a checkpoint, to its model: who is told what, and what is written when.
+
+Every process of a run trains; the first one tells and writes.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from smoothtune.errors import ElsewhereError, OneProcessError, TerminatedError, TrainingError
+from smoothtune.evaluation.scores import Scores
+from smoothtune.files import WriteError
+from smoothtune.runtime import processes
+from smoothtune.runtime.device import pick_dtype
+from smoothtune.runtime.signals import Interrupts
+from smoothtune.training.checkpoint import Checkpoints
+from smoothtune.training.loop import StepReport
+from smoothtune.training.notices import Notice
+from smoothtune.training.stage import StageEpoch, StageEvent, StageRun
+from smoothtune.training.state import State
+from smoothtune.workflow.earlier import Earlier
+from smoothtune.workflow.events import Event, Resumed, RunBegin, RunEnd
+from smoothtune.workflow.frozen import Encoding, FrozenStates
+from smoothtune.workflow.material import Begun, Material
+from smoothtune.workflow.metrics_line import metrics_line
+from smoothtune.workflow.run import CHECK, CHECKPOINTS, EVALUATION, MODEL, STATE, Run, RunFiles, machine
+from smoothtune.workflow.saving import RunState, Saver
+from smoothtune.workflow.stages import STAGES, StageRecord, stage_folder
+
+
+def _nobody(event: Event) -> None:
+    return None
+
+
+@dataclass(slots=True)
+class _Told:
+    """What `run.json` and checkpoints say of the run so far; `before` are the stages that an earlier process ended."""
+
+    before: list[dict[str, Any]]
+    stages: list[StageRecord]
+    frozen: list[dict[str, Any]]
+    notices: list[dict[str, Any]]
+    resumed: list[dict[str, Any]]
+
+    def all_stages(self) -> list[dict[str, Any]]:
+        return [*self.before, *(stage.to_json() for stage in self.stages)]
+
+
+class TrainingRun:
+    """`run()` trains in `folder`, which is there and locked; with `earlier` it goes on from what another process left."""
+
+    def __init__(
+        self, material: Material, folder: Path, listen: Callable[[Event], None], earlier: Earlier | None = None
+    ) -> None:
+        self.material = material
+        self.experiment = material.experiment
+        self.folder = folder
+        self.files = RunFiles(folder)
+        self._together = processes.current()
+        self._writes = self._together.is_main
+        self.listen = listen if self._writes else _nobody
+        self._earlier = earlier
+        self._identity = material.identity()
+        self._checkpoints = Checkpoints(folder / CHECKPOINTS)
+        self._saver = Saver(self._checkpoints, self.experiment.runtime.checkpoint_every, self._state)
+        self._interrupts = Interrupts()
+        self._told = _Told([], [], [], [], [])
+        self._current: StageRun | None = None
+
+    def run(self) -> Run:
+        """All stages, then the model and its evaluation."""
+        try:
+            with self._interrupts:
+                first, goes_on_from = self._start()
+                return self._finish(interrupted=self._train(first, goes_on_from))
+        except (WriteError, TrainingError) as error:
+            if not self._writes and not isinstance(error, OneProcessError):
+                raise ElsewhereError(str(error), error.exit_code) from None
+            raise type(error)(f"{error}; {self._how_to_go_on()}") from None
+
+    def _start(self) -> tuple[int, Any]:
+        """The stage to begin with, and the state to begin it from."""
+        earlier = self._earlier
+        if earlier is None or earlier.state is None:
+            with self._together.agreeing():
+                if self._writes:
+                    self._begin(earlier)
+            return 0, None
+        state = earlier.state
+        with self._together.agreeing():
+            differs = earlier.compare(self._identity, machine(self.material.device.type))
+            if self._writes:
+                self.files.remove_leftovers()
+                self._checkpoints.drop_after(earlier.folder)
+                self.files.cut_metrics(state.metrics)
+                self.files.write_experiment(self.experiment)
+        step = earlier.stage["progress"]["step"]
+        name = self.experiment.stages[state.stage].name
+        now = {"date": machine(self.material.device.type)["date"], "stage": name, "step": step, "differs": differs}
+        frozen = [record for record in state.frozen if record.get("stage") != name]  # the stage tells of them again
+        self._told = _Told(state.told, [], frozen, state.notices, [*state.resumed, now])
+        self.listen(RunBegin(self.folder, self.material.check, self.material.notes))
+        self.listen(
+            Resumed(self.folder, earlier.folder, name, step, tuple(earlier.damaged), tuple(differs))
+        )  # fmt: skip
+        return state.stage, earlier.stage
+
+    def _begin(self, earlier: Earlier | None) -> None:
+        if earlier is not None:
+            self.files.remove_leftovers()
+            self._clear()
+            first = self.experiment.stages[0].name
+            self.listen(Resumed(self.folder, None, first, 0, damaged=tuple(earlier.damaged)))
+        self.files.write_experiment(self.experiment)
+        self.files.write_json(CHECK, self.material.check.to_json())
+        self.listen(RunBegin(self.folder, self.material.check, self.material.notes))
+
+    def _clear(self) -> None:
+        """Take away what a process left that came to no checkpoint."""
+        self._checkpoints.drop_after(None)
+        self.files.remove_results()
+        shutil.rmtree(self.folder / STAGES, ignore_errors=True)
+
+    def _train(self, first: int, goes_on_from: Any) -> bool:
+        """The stages from `first`, then the best state; whether Ctrl-C ended them early."""
+        try:
+            with self._interruptible():
+                for number in range(first, len(self.experiment.stages)):
+                    self._run_stage(number, goes_on_from if number == first else None)
+        except KeyboardInterrupt:
+            if self._current is not None:
+                self._current.restore()
+            return True
+        except TrainingError as error:
+            if not self._writes:
+                raise
+            raise type(error)(f"{error}; {self._keep_failed(str(error))}") from None
+        return False
+
+    def _interruptible(self) -> AbstractContextManager[None]:
+        """Ctrl-C interrupts one process wherever it is, and several after a step: they must leave together."""
+        return self._interrupts.allowed() if self._together.alone else nullcontext()
+
+    def _run_stage(self, number: int, goes_on_from: Any) -> None:
+        self._current = None
+        current = self.material.stage_run(Begun(number, self.folder, self._hear_states, goes_on_from))
+        record = StageRecord(self.experiment, number)
+        if goes_on_from is not None:
+            before = goes_on_from["before"]
+            record.before = None if before is None else current.evaluate.scores_of(before)
+            record.train_seconds = goes_on_from["progress"]["seconds"]
+        self._told.stages.append(record)
+        self._current = current
+        for event in current.events():
+            self._record(event)
+            if self._writes:
+                self._saver.take(event)
+            self._heed_signals(event)
+        with self._together.agreeing():
+            if self._writes:
+                self._keep_stage(number)
+
+    def _heed_signals(self, event: Any) -> None:
+        """After a step or an epoch the state is one to go on from; elsewhere the last checkpoint must do.
+
+        There several processes learn of each other's signals.
+        """
+        whole, signals = isinstance(event, StepReport | StageEpoch), self._interrupts
+        if self._together.alone:
+            terminated, interrupted = signals.terminated, False
+        elif whole:
+            terminated, interrupted = self._together.any(signals.terminated, signals.pending)
+        else:
+            return
+        if terminated:
+            self._end(whole)
+        if interrupted:
+            raise KeyboardInterrupt
+
+    def _end(self, whole: bool) -> None:
+        """End by SIGTERM, with a checkpoint where the state is `whole`."""
+        with self._together.agreeing():
+            if self._writes:
+                if whole and not self.experiment.runtime.checkpoint_every.never:
+                    self._saver.write()
+                raise TerminatedError(f"{self.folder}: ended by SIGTERM; {self._how_to_go_on()}")
+
+    def _keep_stage(self, number: int) -> None:
+        """The model after a stage; that after the last one is the run's."""
+        stage = self.experiment.stages[number]
+        if number < len(self.experiment.stages) - 1:
+            dtype = pick_dtype(stage.precision, self.material.device)
+            facts = {**self._facts(), "precision": str(dtype).removeprefix("torch."), "stage": stage.name}
+            self.material.write_model(stage_folder(self.folder, stage.name), facts)
+
+    def _state(self) -> State:
+        """What a checkpoint holds now."""
+        assert self._current is not None
+        told = self._told
+        run = RunState(
+            identity=self._identity,
+            machine=machine(self.material.device.type),
+            threads=self.material.threads,
+            stage=told.stages[-1].number,
+            told=told.all_stages()[:-1],
+            frozen=told.frozen,
+            notices=told.notices,
+            metrics=self.files.metrics_size(),
+            resumed=told.resumed,
+        )
+        return run.with_stage(self._current.state_dict())
+
+    def _hear_states(self, event: Encoding | FrozenStates) -> None:
+        if isinstance(event, FrozenStates):
+            self._told.frozen.append(asdict(event))
+        self.listen(event)
+        self._heed_signals(event)
+
+    def _record(self, event: StageEvent) -> None:
+        if isinstance(event, StageEpoch) and self._writes:
+            self.files.add_metrics(metrics_line(event))
+        if isinstance(event, Notice):
+            self._told.notices.append(asdict(event))
+        self._told.stages[-1].take(event)
+        self.listen(event)
+
+    def _finish(self, *, interrupted: bool) -> Run:
+        """The model, then its evaluation, which Ctrl-C may end."""
+        facts = self._facts(interrupted=interrupted)
+        with self._together.agreeing():
+            if self._writes:
+                self.material.write_model(self.folder / MODEL, facts)
+        scores: Scores | None = None
+        unknown: dict[str, str] = {}
+        try:
+            if not interrupted:
+                with self._interruptible():
+                    scores, unknown = self.material.evaluate()
+        except KeyboardInterrupt:
+            interrupted, scores = True, None
+        with self._together.agreeing():
+            if self._writes:
+                self._write_end({**facts, "interrupted": interrupted}, scores)
+        run = Run(self.folder, self.experiment, None if scores is None else scores.to_json(), interrupted)
+        self.listen(RunEnd(run, scores, unknown))
+        return run
+
+    def _write_end(self, facts: dict[str, Any], scores: Scores | None) -> None:
+        if scores is not None:
+            self.files.write_json(EVALUATION, scores.to_json())
+        self.files.write_json(STATE, facts)
+        if not facts["interrupted"]:
+            self._checkpoints.drop_after(None)  # the run is whole: nothing is left to go on with
+
+    def _keep_failed(self, failure: str) -> str:
+        """Leave what a failed run has: `run.json` and, if it is worth it, the model. Says where the model is."""
+        current = self._current
+        worth = current is not None and (current.restore() or current.stage != self.experiment.stages[0])
+        facts = self._facts(failure=failure)
+        if worth:
+            self.material.write_model(self.folder / MODEL, facts)
+        self.files.write_json(STATE, facts)
+        if worth:
+            return f"the best model before that is in {self.folder / MODEL}"
+        return "no model was worth keeping: it came before the first evaluation"
+
+    def _how_to_go_on(self) -> str:
+        written, again = self._checkpoints.numbered(), f"{self._together.launcher} resume {self.folder}"
+        if written:
+            return f"the last checkpoint is {written[-1]}; go on with: {again}"
+        return f"there is no checkpoint yet; start over with: {again}"
+
+    def _facts(self, *, interrupted: bool = False, failure: str | None = None) -> dict[str, Any]:
+        told, material = self._told, self.material
+        return {
+            "interrupted": interrupted,
+            "failure": failure,
+            "device": str(material.device),
+            "processes": self._together.world,
+            "threads": material.threads,
+            "precision": str(material.dtype).removeprefix("torch."),
+            "stages": told.all_stages(),
+            "frozen": told.frozen,
+            "notices": told.notices,
+            "resumed": told.resumed,
+            **machine(material.device.type),
+        }
