@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -66,8 +67,12 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 
     def run(*arguments: str) -> Answer:
         monkeypatch.setattr(sys, "argv", ["smoothtune", *arguments])
+        before = signal.getsignal(signal.SIGINT)
         with pytest.raises(SystemExit) as ended:
             main()
+        ended_by_ctrl_c = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        assert ended_by_ctrl_c == (ended.value.code == 130), "a second Ctrl-C finds nobody"
+        signal.signal(signal.SIGINT, before)
         out, err = capsys.readouterr()
         assert "Traceback" not in out + err
         return int(ended.value.code or 0), out, err

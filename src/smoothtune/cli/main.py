@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -87,6 +88,12 @@ def _log_on_stderr() -> Iterator[None]:
         log.setLevel(before)
 
 
+def _heed_no_more(code: object) -> None:
+    """After Ctrl-C has ended the work: a second one, while Python takes itself down, would print a traceback."""
+    if code == _InterruptedError.exit_code:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def main() -> None:
     """Run the program: exit 2 for usage and configuration, 1 for failure, 130 after Ctrl-C, 143 after SIGTERM."""
     # Threads that wait must sleep, not spin: beside any other busy process spinning makes torch several times slower.
@@ -99,7 +106,11 @@ def main() -> None:
         sys.exit(error.exit_code)
     except SmoothtuneError as error:
         print(f"smoothtune: {error}", file=sys.stderr)
+        _heed_no_more(error.exit_code)
         sys.exit(error.exit_code)
+    except SystemExit as error:
+        _heed_no_more(error.code)
+        raise
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
