@@ -66,7 +66,7 @@ def sample(trunk: str, data_dir: Path, folder: Path) -> dict[str, Any]:
 def epochs_of(experiment: Any, data_dir: Path, run: Path, *settings: str) -> tuple[list[float], float, int]:
     """Seconds of every epoch, seconds of encoding, and how many texts were encoded."""
     import smoothtune
-    from smoothtune.training.stage import StageEpoch
+    from smoothtune.training.stage_events import StageEpoch
     from smoothtune.workflow.frozen import FrozenStates
     from smoothtune.workflow.train import RunBegin
 

@@ -69,7 +69,7 @@ def profile(workload: str, steps: int, data_dir: Path | None, clock: Clock) -> d
 
     import smoothtune
     from smoothtune.training.loop import StepReport
-    from smoothtune.training.stage import StageEpoch
+    from smoothtune.training.stage_events import StageEpoch
 
     clock.spent.clear()
     seconds, first = 0.0, 0.0

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from smoothtune.training.loop import StepReport
-from smoothtune.training.stage import StageEpoch
+from smoothtune.training.stage_events import StageEpoch
 from smoothtune.workflow.run import METRICS, MODEL
 from tests.small_data import table
 

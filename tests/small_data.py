@@ -23,7 +23,8 @@ from smoothtune.nn.pretrained import load_encoder
 from smoothtune.objective.look import Regulariser
 from smoothtune.objective.weighting import TaskFacts
 from smoothtune.training.loop import StepReport
-from smoothtune.training.stage import StageEpoch, StageEvent, StageRun
+from smoothtune.training.stage import StageRun
+from smoothtune.training.stage_events import StageEpoch, StageEvent
 from smoothtune.workflow.scoring import EpochEvaluation
 
 TASKS = ("mood", "same", "near")

@@ -26,7 +26,7 @@ from smoothtune.errors import UsageError
 from smoothtune.files import WriteError
 from smoothtune.inference.answering import answer_examples
 from smoothtune.objective.look import Look
-from smoothtune.training.stage import StageEpoch
+from smoothtune.training.stage_events import StageEpoch
 from smoothtune.types import Needs
 from smoothtune.workflow import frozen
 from smoothtune.workflow.frozen import Encoding, FrozenStates, StateKeeper, fingerprint

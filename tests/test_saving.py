@@ -11,7 +11,7 @@ import torch
 from smoothtune.config.experiment import CheckpointEvery, RuntimeOptions
 from smoothtune.training.checkpoint import Checkpoints
 from smoothtune.training.loop import EpochReport, StepReport
-from smoothtune.training.stage import StageBegin, StageEpoch
+from smoothtune.training.stage_events import StageBegin, StageEpoch
 from smoothtune.workflow import saving
 from smoothtune.workflow.saving import Saver
 

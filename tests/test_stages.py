@@ -23,7 +23,7 @@ from smoothtune.inference.model import Model
 from smoothtune.nn.model import MultiTaskModel
 from smoothtune.training.loop import StepReport, put_frozen_to_rest
 from smoothtune.training.optimiser import parameter_groups
-from smoothtune.training.stage import StageBegin, StageEnd
+from smoothtune.training.stage_events import StageBegin, StageEnd
 from smoothtune.training.step import StepModule
 from smoothtune.workflow import material as workflow
 from smoothtune.workflow.check import check_encoder, encoding_of

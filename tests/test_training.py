@@ -26,7 +26,8 @@ from smoothtune.training.best import BestState
 from smoothtune.training.loop import Pieces
 from smoothtune.training.optimiser import build_optimiser, build_rates, parameter_groups, rate_at
 from smoothtune.training.selection import begins_trained, counted
-from smoothtune.training.stage import StageBegin, StageEnd, StageRun
+from smoothtune.training.stage import StageRun
+from smoothtune.training.stage_events import StageBegin, StageEnd
 from smoothtune.training.step import StepModule, StepName
 from smoothtune.training.stopping import Stopping
 from smoothtune.types import Batch

@@ -329,7 +329,8 @@ def test_a_tokenizer_that_replaces_as_published_ones_do_is_read(folder: Path) ->
         {"type": "Prepend", "prepend": "\u2581"},
         {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"},
     ]
-    load_tokenizer(tokenizer_with(folder, normalizer={"type": "Sequence", "normalizers": parts}))
+    found = load_tokenizer(tokenizer_with(folder, normalizer={"type": "Sequence", "normalizers": parts}))
+    assert found.normalizer.normalize_str("a   b") == "\u2581a\u2581b"
 
 
 FAILING: dict[str, tuple[dict[str, Any], str]] = {

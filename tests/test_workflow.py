@@ -25,7 +25,7 @@ from smoothtune.cli.train import Watcher
 from smoothtune.errors import ConfigurationError, DataError, ModelFileError, TrainingError, UsageError
 from smoothtune.training import optimiser_step
 from smoothtune.training.loop import StepReport
-from smoothtune.training.stage import StageBegin, StageEnd, StageEpoch
+from smoothtune.training.stage_events import StageBegin, StageEnd, StageEpoch
 from smoothtune.workflow import material as workflow
 from smoothtune.workflow.evaluate import evaluate_run
 from smoothtune.workflow.frozen import Encoding, FrozenStates

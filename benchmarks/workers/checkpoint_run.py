@@ -19,7 +19,7 @@ def train(spec: Spec) -> Report:
     """Train, by the wall clock from the first stage's begin to the last one's end."""
     import smoothtune
     from smoothtune.training.checkpoint import Checkpoints
-    from smoothtune.training.stage import StageBegin, StageEnd
+    from smoothtune.training.stage_events import StageBegin, StageEnd
 
     spans: dict[str, float] = {}
     writes: list[tuple[float, int]] = []

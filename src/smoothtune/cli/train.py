@@ -138,7 +138,7 @@ class Watcher:
         """Take one event."""
         from smoothtune.training.loop import Pieces, StepReport
         from smoothtune.training.notices import Notice
-        from smoothtune.training.stage import StageBegin, StageEnd, StageEpoch
+        from smoothtune.training.stage_events import StageBegin, StageEnd, StageEpoch
         from smoothtune.workflow.events import Resumed, RunBegin, RunEnd
         from smoothtune.workflow.frozen import Encoding, FrozenStates
 

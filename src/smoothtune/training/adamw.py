@@ -121,14 +121,13 @@ def clip_gradients(optimiser: Optimizer, limit: float | None) -> float:
 
     Where `KernelAdamW` makes the step, the gradients stay as they are and the step scales them.
     """
-    inner = getattr(optimiser, "optimizer", optimiser)
     trained = [part for group in optimiser.param_groups for part in group["params"] if part.grad is not None]
-    if not isinstance(inner, KernelAdamW):
+    if not isinstance(optimiser, KernelAdamW):
         return float(torch.nn.utils.clip_grad_norm_(trained, torch.inf if limit is None else limit))
     for part in trained:
         if part.grad.is_sparse and not part.grad.is_coalesced():
             part.grad = part.grad.coalesce()
     gradients = [part.grad.values() if part.grad.is_sparse else part.grad for part in trained]
     norm = math.sqrt(kernels.sum_of_squares([part.contiguous() for part in gradients]))
-    inner.scale = 1.0 if limit is None or norm <= limit else limit / (norm + 1e-6)
+    optimiser.scale = 1.0 if limit is None or norm <= limit else limit / (norm + 1e-6)
     return norm

@@ -26,7 +26,7 @@ from smoothtune.runtime.processes import ALONE, computing_with
 from smoothtune.training.adamw import KernelAdamW
 from smoothtune.training.best import BestState, give_weights
 from smoothtune.training.loop import EpochReport, Pieces, StepReport, run_epochs
-from smoothtune.training.notices import Notice, Notices
+from smoothtune.training.notices import Notices
 from smoothtune.training.optimiser import (
     build_optimiser,
     build_rates,
@@ -40,64 +40,9 @@ from smoothtune.training.probe import Probe, Records, probe_batch
 from smoothtune.training.progress import Progress
 from smoothtune.training.rule import Evaluation, Rule, StageScores
 from smoothtune.training.selection import chosen_parameters, counted
+from smoothtune.training.stage_events import StageBegin, StageEnd, StageEpoch, StageEvent
 from smoothtune.training.state import State
 from smoothtune.training.step import StepModule
-
-
-@dataclass(frozen=True, slots=True)
-class StageBegin:
-    """Before the first step: what trains, and its share of all parameters.
-
-    `trains` counts the parameters that train by part: `encoder` or its layers, `trunks.NAME`, `outputs.TASK`,
-    `lora.TASK`, `adapters.TASK`. `done` are the steps made before, where the stage goes on.
-    """
-
-    stage: str
-    tasks: tuple[str, ...]
-    steps: int
-    trains: dict[str, int]
-    parameters: int
-    dtype: str
-    done: int = 0
-
-    @property
-    def trained(self) -> int:
-        """The number of parameters that train."""
-        return sum(self.trains.values())
-
-
-@dataclass(frozen=True, slots=True)
-class StageEpoch:
-    """After an epoch: the loop's report, whether this is the new best, and the tasks that finished with it.
-
-    Where the state that the stage began with is the one to beat, it comes first, as epoch -1. `probe` holds what the
-    regularisers do to this state, by task and regulariser.
-    """
-
-    report: EpochReport
-    best: bool
-    finished: tuple[str, ...]
-    factors: dict[str, float]
-    probe: Records = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class StageEnd:
-    """After the stage: why it ended and the best value of its metric (nan when there was none).
-
-    `before` are the scores of the state that the stage began with, None where that was no result; `after` those of the
-    state that it leaves.
-    """
-
-    stage: str
-    reason: str
-    metric: str
-    best: float
-    before: Any = None
-    after: Any = None
-
-
-StageEvent = StageBegin | StepReport | Pieces | StageEpoch | Notice | StageEnd
 
 
 @dataclass(slots=True)

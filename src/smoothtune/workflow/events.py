@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from smoothtune.evaluation.scores import Scores
-from smoothtune.training.stage import StageEvent
+from smoothtune.training.stage_events import StageEvent
 from smoothtune.workflow.check import CheckReport
 from smoothtune.workflow.frozen import Encoding, FrozenStates
 from smoothtune.workflow.run import Run

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from smoothtune.training.stage import StageEpoch
+from smoothtune.training.stage_events import StageEpoch
 
 
 def metrics_line(event: StageEpoch) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from smoothtune.config.experiment import CheckpointEvery
 from smoothtune.errors import ModelFileError
 from smoothtune.training.checkpoint import Checkpoint, Checkpoints
 from smoothtune.training.loop import StepReport
-from smoothtune.training.stage import StageEpoch, StageEvent
+from smoothtune.training.stage_events import StageEpoch, StageEvent
 from smoothtune.training.state import State, bytes_of
 
 _FIRST_RATE = 2e8  # bytes a second that a disk is trusted to write, until it has shown how fast it is

@@ -15,7 +15,7 @@ from smoothtune.config.stage import START
 from smoothtune.errors import UsageError
 from smoothtune.nn.folder import read_json
 from smoothtune.training.loop import StepReport
-from smoothtune.training.stage import StageBegin, StageEnd, StageEpoch, StageEvent
+from smoothtune.training.stage_events import StageBegin, StageEnd, StageEpoch, StageEvent
 from smoothtune.workflow.metrics_line import plain
 from smoothtune.workflow.run import MODEL, STATE
 

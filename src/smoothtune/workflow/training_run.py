@@ -21,7 +21,8 @@ from smoothtune.runtime.signals import Interrupts
 from smoothtune.training.checkpoint import Checkpoints
 from smoothtune.training.loop import StepReport
 from smoothtune.training.notices import Notice
-from smoothtune.training.stage import StageEpoch, StageEvent, StageRun
+from smoothtune.training.stage import StageRun
+from smoothtune.training.stage_events import StageEpoch, StageEvent
 from smoothtune.training.state import State
 from smoothtune.workflow.earlier import Earlier
 from smoothtune.workflow.events import Event, Resumed, RunBegin, RunEnd
