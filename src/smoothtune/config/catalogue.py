@@ -34,7 +34,7 @@ _PLAIN: dict[str, dict[str, str]] = {
         "paper": "SMART, Algorithm 1 (Jiang et al., 2020): a normalised step within radius 1e-5, new dropout masks",
         "mtdnn": "what the code of mt-dnn does: per-token norm 1 whatever the radius, new dropout masks; to compare with",
         "exact": "a sign step within a radius that moves the answers, shared dropout masks: the default, to begin with",
-        "cheap": "as exact, at every fourth batch with four times the weight",
+        "cheap": "as exact, at every fifth batch with five times the weight",
     },
 }
 
