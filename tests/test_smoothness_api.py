@@ -330,8 +330,8 @@ def test_options_that_cannot_be_meant_are_refused(options, told):
     assert str(caught.value).startswith("smoothness: these options cannot be used:\n  ")
 
 
-def test_cheap_looks_at_every_fourth_batch():
-    assert Smoothness(preset="cheap").options.every == 4
+def test_cheap_looks_at_every_fifth_batch():
+    assert Smoothness(preset="cheap").options.every == 5
 
 
 @pytest.mark.parametrize(
