@@ -1,7 +1,8 @@
 """Little data: the quick recipe on 1,000 SST, 1,000 STS and 2,000 Quora training rows, plain and with every regulariser.
 
 Run: python benchmarks/little_data.py [--seeds 5] [--jobs 1] [NAME ...]. A seed draws the training rows, the first weights, the
-order and the masks, the same for all variants, so that differences to plain are paired. 625 steps of 32 rows are 5 epochs' worth.
+order and the masks, the same for all variants, so that differences to plain are paired; what computes in float32 is paired
+with plain in float32. 625 steps of 32 rows are 5 epochs' worth.
 Nothing is chosen on dev: the stage sees a few training rows as its dev part, and the full dev sets are scored once, at the end.
 Each run is kept as results/little_data/VARIANT-SEED.json with what it was made with: stopped, the command goes on where it was,
 seed by seed across the variants. `exact` and `cheap` are as `little_data_tuning.py` chose them. `--jobs N` runs N processes at
@@ -27,6 +28,7 @@ SMOOTH = {"kind": "smoothness"}
 # rounded away in bfloat16, so what has one computes in float32.
 VARIANTS: dict[str, tuple[Table, ...]] = {
     "plain": (),
+    "plain-float32": (),
     "r_drop": ({"kind": "r_drop", "weight": 1.0},),
     "r3f": ({"kind": "r3f", "weight": 1.0, "precision": "float32"},),
     "wang": ({**SMOOTH, "preset": "wang", "weight": 5.0, "precision": "float32"},),
@@ -43,17 +45,29 @@ def variants() -> dict[str, tuple[Table, ...]]:
     return {name: (tuned[name],) if name in tuned else tables for name, tables in VARIANTS.items()}
 
 
-def compared(found: Mapping[tuple[str, int], dict[str, Any]], seeds: Sequence[int]) -> dict[str, dict[str, Any]]:
-    """Per variant and figure (a task's main metric, `score`): the values by seed, their mean, the difference to plain."""
+def beside(name: str, tables: Sequence[Table]) -> str | None:
+    """The variant that one is compared with: plain, in float32 where it computes in float32; None for plain itself."""
+    if name == "plain":
+        return None
+    return "plain-float32" if any(table.get("precision") == "float32" for table in tables) else "plain"
+
+
+def compared(
+    found: Mapping[tuple[str, int], dict[str, Any]], seeds: Sequence[int], others: Mapping[str, str | None]
+) -> dict[str, dict[str, Any]]:
+    """Per variant and figure (a task's main metric, `score`): the values by seed, their mean, the difference to `others`."""
     names = list(dict.fromkeys(name for name, _ in found))
     figures = [*found[names[0], seeds[0]]["tasks"], "score"]
     rows: dict[str, dict[str, Any]] = {}
     for name in names:
-        rows[name] = {"train_seconds": [found[name, seed]["train_seconds"] for seed in seeds]}
+        other = others[name]
+        rows[name] = {"beside": other, "train_seconds": [found[name, seed]["train_seconds"] for seed in seeds]}
         for figure in figures:
-            values, plain = ([_value(found[one, seed], figure) for seed in seeds] for one in (name, "plain"))
-            difference = None if name == "plain" else paired_difference(values, plain).to_json()
-            rows[name][figure] = {"values": values, "mean": sum(values) / len(values), "difference": difference}
+            values = [_value(found[name, seed], figure) for seed in seeds]
+            rows[name][figure] = {"values": values, "mean": sum(values) / len(values), "difference": None}
+            if other is not None:
+                plain = [_value(found[other, seed], figure) for seed in seeds]
+                rows[name][figure]["difference"] = paired_difference(values, plain).to_json()
     return rows
 
 
@@ -73,9 +87,14 @@ def main() -> None:
     unknown = set(options.names) - set(every)
     if options.seeds < 2 or unknown:
         parser.error(f"expected at least 2 seeds and variants among {', '.join(every)}")
-    chosen = {name: tables for name, tables in every.items() if not options.names or name in {"plain", *options.names}}
+    needed = {"plain", *options.names} | {beside(name, every[name]) for name in options.names}
+    chosen = {name: tables for name, tables in every.items() if not options.names or name in needed}
     seeds = range(1, options.seeds + 1)
-    cells = [Cell(name, seed, tables) for seed in seeds for name, tables in chosen.items()]
+    cells = [
+        Cell(name, seed, tables, "float32" if name == "plain-float32" else None)
+        for seed in seeds
+        for name, tables in chosen.items()
+    ]
     grid = Grid("little_data", options.jobs, steps=options.steps, threads=options.threads)
     with tempfile.TemporaryDirectory() as name:
         parts = ({task: read_rows(source, options.data_dir, split) for task, source in SOURCES.items()}
@@ -86,7 +105,13 @@ def main() -> None:
         data=what_data(options.data_dir), threads=options.threads, rows=TRAIN_ROWS, steps=options.steps,
         seeds=list(seeds), variants=chosen, codes=len({run["made_with"]["code"] for run in found.values()}),
     )  # fmt: skip
-    save("little_data", {**settings, "compared": compared(found, seeds)})
+    save(
+        "little_data",
+        {
+            **settings,
+            "compared": compared(found, seeds, {name: beside(name, tables) for name, tables in chosen.items()}),
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -31,11 +31,12 @@ TIMEOUT = 6 * 3600.0
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One run: what it is called among the results, its seed, its regularisers."""
+    """One run: what it is called among the results, its seed, its regularisers, its precision (None: the recipe's)."""
 
     name: str
     seed: int
     regularisers: tuple[Table, ...] = ()
+    precision: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,13 @@ def write_tasks(folder: Path, train: Mapping[str, Rows], scored: Mapping[str, Ro
 
 
 def quick_table(
-    folder: Path, *, steps: int, seed: int, regularisers: Sequence[Table] = (), rows: Mapping[str, int] | None = None
+    folder: Path,
+    *,
+    steps: int,
+    seed: int,
+    regularisers: Sequence[Table] = (),
+    rows: Mapping[str, int] | None = None,
+    precision: str | None = None,
 ) -> Table:
     """The quick recipe on the files of `write_tasks`: one stretch of `steps` steps, nothing selected on a dev set."""
     import smoothtune.config
@@ -75,6 +82,8 @@ def quick_table(
     (stage,) = table["stages"]
     stage["schedule_options"]["steps_per_epoch"] = steps
     stage["stop"] = {"metric": "score", "max_epochs": 1}
+    if precision is not None:
+        stage["precision"] = precision
     if regularisers:
         stage["regularisers"] = list(regularisers)
     return {**table, "seed": seed}
@@ -115,10 +124,19 @@ def run_cell(cell: Cell, grid: Grid, folder: Path, shared: Mapping[str, Any]) ->
         "threads": grid.threads,
         "regularisers": list(cell.regularisers),
     }
+    if cell.precision is not None:
+        made["precision"] = cell.precision
     made = json.loads(json.dumps(made))
     if (kept := kept_cell(path, made)) is not None:
         return kept
-    table = quick_table(folder, steps=grid.steps, seed=cell.seed, regularisers=cell.regularisers, rows=grid.rows)
+    table = quick_table(
+        folder,
+        steps=grid.steps,
+        seed=cell.seed,
+        regularisers=cell.regularisers,
+        rows=grid.rows,
+        precision=cell.precision,
+    )
     scored = {name: str(folder / name / "scored.tsv") for name in table["tasks"]}
     report = run_side(SIDE, {"experiment": table, "scored": scored}, threads=grid.threads, timeout=TIMEOUT)
     found = {"made_with": made, **report}

@@ -125,17 +125,19 @@ def _shown(options: Mapping[str, Any]) -> str:
 def little_data(result: Result) -> str:
     """Means, and differences to plain with their intervals, per task and overall."""
     found = result["compared"]
-    figures = [name for name in next(iter(found.values())) if name != "train_seconds"]
+    figures = [name for name in next(iter(found.values())) if name not in {"beside", "train_seconds"}]
     lines = []
     for name, row in found.items():
         cells = [_figure(row[figure]) for figure in figures]
-        lines.append([name, *cells, f"{sum(row['train_seconds']) / len(row['train_seconds']):.0f} s"])
+        label = name if row["beside"] in {None, "plain"} else f"{name} (beside {row['beside']})"
+        lines.append([label, *cells, f"{sum(row['train_seconds']) / len(row['train_seconds']):.0f} s"])
     rows = ", ".join(f"{task} {count:,}" for task, count in result["rows"].items())
     codes = "" if result["codes"] == 1 else f" Made by {result['codes']} versions of the code."
     text = (
         f"Training rows: {rows}, drawn by the seed; {result['steps']} steps of 32; {len(result['seeds'])} seeds; the full dev "
         "sets, scored once, at the end. Accuracy (sst, quora), Pearson r (sts), and their mean with r as (r + 1) / 2. The first "
-        "line is the mean, the others the mean difference to it, paired by seed, with Student's 95 % interval. With so many "
+        "line is the mean, the others the mean difference to it, paired by seed, with Student's 95 % interval; what computes in "
+        "float32 is compared with plain in float32, so that the difference is that of the term alone. With so many "
         f"intervals some leave out 0 by chance.{codes}"
     )
     settings = "\n".join(

@@ -40,15 +40,13 @@ Batches = Mapping[str, list[Batch]]
 
 def tables() -> dict[str, dict[str, Any]]:
     """The regularisers that are looked through: every preset, and `exact` with each radius."""
-    found: dict[str, dict[str, Any]] = {
-        preset: {"kind": "smoothness", "preset": preset, "fraction": 1.0} for preset in PRESETS
-    }
+    found: dict[str, dict[str, Any]] = {preset: {"kind": "smoothness", "preset": preset} for preset in PRESETS}
     return found | {f"{radius:g}": at_radius(radius) for radius in RADII}
 
 
 def at_radius(radius: float) -> dict[str, Any]:
-    """`exact` with another radius; its search grows with it: noise of a tenth of it, a step as long as it."""
-    return {"kind": "smoothness", "preset": "exact", "radius": radius, "noise": radius / 10, "step_size": radius}
+    """`exact` with another radius; its noise and its step grow with it."""
+    return {"kind": "smoothness", "preset": "exact", "radius": radius}
 
 
 def float64_divergence(kind: Kind, a: Tensor, b: Tensor, span: float) -> float:

@@ -39,6 +39,7 @@ class Always:
 
     layers: tuple[int, ...] = (0,)
     precision: Literal["float32", "bfloat16"] | None = None
+    every: int = 1
 
     def applies(self, task: str) -> bool:
         return True
@@ -118,7 +119,7 @@ def table(encoder: Path, *, trunk: Mapping[str, Any] | None = None, **stage: Any
 STAGE: dict[str, Any] = {
     "name": "together",
     "batch_size": 8,
-    "learning_rate": {"encoder": 2e-3, "trunks": 2e-3, "outputs": 5e-3},
+    "learning_rate": {"encoder": 2e-3, "trunks": 2e-3, "outputs": 5e-3, "adaptations": 5e-4},
     "precision": "float32",
     "stop": {"max_epochs": 2},
 }

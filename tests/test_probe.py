@@ -205,13 +205,29 @@ def test_vat_is_measured_by_its_own_norm(make: Make) -> None:
         assert found["vat"]["norm"] == pytest.approx(0.5, rel=1e-6)
 
 
-@pytest.mark.parametrize("options", [RDropOptions(), ProximalOptions(), FreelbOptions()])
+@pytest.mark.parametrize("options", [RDropOptions(), ProximalOptions()])
 def test_what_searches_for_nothing_tells_its_value_dropout_and_cost(make: Make, options: RegulariserOptions) -> None:
     regularisers = built(options)
     assert search_of(regularisers[0]) is None
     record = probe_of(make(), *regularisers, tasks=["same"])(5, 0.5)["same"][options.kind]
     assert set(record) == {"dropout", "as_used"} | TIMES
     assert math.isfinite(record["as_used"])
+
+
+def test_the_ascent_of_freelb_is_told_as_its_search(make: Make) -> None:
+    for dtype, survives in ((torch.bfloat16, False), (torch.float32, True)):
+        options = FreelbOptions(radius=1e-3, noise=1e-4, step_size=1e-4)
+        record = probe_of(make(), *built(options), tasks=["same"], dtype=dtype)(5, 0.5)["same"]["freelb"]
+        assert set(record) == {"dropout", "as_used"} | FOUND | TIMES
+        assert 0.5e-4 < record["norm"] <= 2.001e-4  # a step from noise of at most 1e-4
+        assert (record["surviving"] > 0.5) == survives
+
+
+def test_a_term_that_looks_rarely_says_so_beside_its_cost(make: Make) -> None:
+    regularisers = built(SmoothnessOptions(name="cheap", preset="cheap"), SmoothnessOptions())
+    found = probe_of(make(), *regularisers, tasks=["same"])(5, 0.5)["same"]
+    assert found["cheap"]["every"] == 5
+    assert "every" not in found["smoothness"]
 
 
 def test_only_the_tasks_of_a_regulariser_are_probed(make: Make) -> None:
@@ -236,6 +252,13 @@ def test_beside_one_that_asks_for_float32_all_are_probed_as_their_steps_run(make
     kept = WANG.model_copy(update={"name": "kept", "precision": "float32"})
     for found in probe_of(make(), *built(WANG, kept), dtype=torch.bfloat16)(5, 0.5).values():
         assert found["wang"]["surviving"] > 0.9
+
+
+def test_a_term_that_looks_rarely_does_not_speak_for_the_steps_without_it(make: Make) -> None:
+    rare = R3fOptions(name="rare", precision="float32", every=4)
+    for found in probe_of(make(), *built(WANG, rare), dtype=torch.bfloat16)(5, 0.5).values():
+        assert found["wang"]["surviving"] < 0.5
+        assert found["rare"]["surviving"] > 0.9
 
 
 def test_the_draw_of_r3f_is_told_as_its_search(make: Make) -> None:
@@ -290,10 +313,14 @@ RECORD = {
 FINE = {**RECORD, "adversarial": 0.1, "surviving": 1.0}
 
 
+def dtype_of(name: str) -> Any:
+    return lambda regulariser, task: getattr(torch, regulariser.precision or name)
+
+
 def notices(records: Mapping[str, Mapping[str, float]], options: RegulariserOptions, dtype: str = "bfloat16") -> Any:
     return [
         notice
-        for notice in Notices("together", built(options), dtype).new(
+        for notice in Notices("together", built(options), dtype_of(dtype)).new(
             {task: {options.label: dict(record)} for task, record in records.items()}
         )
     ]
@@ -307,7 +334,7 @@ def test_what_is_lost_and_what_is_r_drop_is_said_with_what_to_change() -> None:
         'set precision = "float32" for this regulariser, or a radius of about 0.002 or more'
     )
     assert str(drowned) == (
-        "stage together, wang (sst): two passes that differ in dropout alone lie 4e+05 times further apart than the "
+        "stage together, wang (sst): two passes that differ in dropout alone lie 400,000 times further apart than the "
         "perturbed pass from the clean one under the same masks: the term is in truth R-Drop; use "
         'kind = "r_drop" for that, or else set dropout = "shared" and a radius larger than 1e-05 '
         '(in smoothness, preset = "exact" has both)'
@@ -322,12 +349,38 @@ def test_in_float32_only_a_larger_radius_helps() -> None:
 
 @pytest.mark.parametrize("masks", ["shared", "off"])
 def test_where_masks_are_shared_a_drowned_term_is_not_called_r_drop(masks: Any) -> None:
-    (notice,) = notices({"sst": {**RECORD, "surviving": 1.0}}, SmoothnessOptions(dropout=masks))
+    (notice,) = notices({"sst": {**RECORD, "surviving": 1.0}}, SmoothnessOptions(radius=1e-5, dropout=masks))
     assert "R-Drop" not in notice.text
     assert notice.text.endswith(
         "beside what dropout does, the term asks for next to nothing; "
         "set a radius larger than 1e-05, or leave the term out"
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (R3fOptions(dropout="shared"), "set a noise larger than 1e-05,"),
+        (SmoothnessOptions(radius=0.01, step_size=1e-3), "set a step_size larger than 1e-05,"),
+        (SmoothnessOptions(radius=1e-5), "set a radius larger than 1e-05,"),
+        (FreelbOptions(radius=1.0, dropout="independent"), "set a step_size larger than 1e-05,"),
+    ],
+)
+def test_what_has_to_grow_is_called_by_its_own_key(options: RegulariserOptions, told: str) -> None:
+    (notice,) = notices({"sst": {**RECORD, "surviving": 1.0}}, options)
+    assert told in notice.text
+    (lost,) = notices({"sst": {**FINE, "surviving": 0.1}}, options)
+    key = told.split()[2]
+    assert lost.text.endswith(f"or a {key} of about 0.002 or more")
+
+
+def test_a_dtype_of_its_own_on_some_tasks_is_told_apart() -> None:
+    dtypes = {"sst": torch.float32, "sts": torch.bfloat16}
+    watch = Notices("together", built(SmoothnessOptions()), lambda _, task: dtypes[task])
+    said = list(watch.new({task: {"smoothness": {**FINE, "surviving": 0.1}} for task in dtypes}))
+    assert [notice.tasks for notice in said] == [("sst",), ("sts",)]
+    assert "lost in float32" in said[0].text
+    assert "lost in bfloat16" in said[1].text
 
 
 def test_a_perturbation_that_does_nothing_at_all_divides_by_nothing() -> None:
@@ -349,7 +402,7 @@ def test_what_is_well_is_not_spoken_of(record: dict[str, float]) -> None:
 
 
 def test_nothing_is_said_twice_of_the_same_task() -> None:
-    watch = Notices("together", built(WANG, RDropOptions()), "bfloat16")
+    watch = Notices("together", built(WANG, RDropOptions()), dtype_of("bfloat16"))
     bad, fine = {"wang": RECORD, "r_drop": {"dropout": 0.4}}, {"wang": FINE, "r_drop": {"dropout": 0.4}}
     said = [
         [notice.tasks for notice in watch.new(records)]
@@ -421,10 +474,14 @@ def test_lines_for_people() -> None:
     plain = {"dropout": 0.42, "as_used": 0.4, "seconds_plain": 0.12, "seconds_with": 0.2}
     probe = {"sst": {"smoothness": {**RECORD, "surviving": 1.0}, "r_drop": plain}, "sts": {"smoothness": RECORD}}
     assert list(probe_lines(probe)) == [
-        "smoothness: sst dropout 0.4, random 1e-09, adversarial 1e-06, norm 1e-05, 100 % survive, step 0.31 s "
-        "(plain 0.12 s); sts dropout 0.4, random 1e-09, adversarial 1e-06, norm 1e-05, 3 % survive, step 0.31 s "
+        "smoothness: sst dropout 0.4, random 1e-09, adversarial 1e-06, as used 0.4, norm 1e-05, 100 % survive, step 0.31 s "
+        "(plain 0.12 s); sts dropout 0.4, random 1e-09, adversarial 1e-06, as used 0.4, norm 1e-05, 3 % survive, step 0.31 s "
         "(plain 0.12 s)",
-        "r_drop: sst dropout 0.42, step 0.2 s (plain 0.12 s)",
+        "r_drop: sst dropout 0.42, as used 0.4, step 0.2 s (plain 0.12 s)",
+    ]
+    rare = {"sts": {"cheap": {**plain, "every": 5.0}}}
+    assert list(probe_lines(rare)) == [
+        "cheap: sts dropout 0.42, as used 0.4, step 0.2 s every 5 batches (plain 0.12 s)"
     ]
     assert loss_text("sst", {"unweighted": 1.2, "task": 2.4, "weight": 0.0}) == "sst 1.200"
     parts = {"task": 2.4, "weight": 0.0, "smoothness": 0.0123, "unweighted": 1.2}

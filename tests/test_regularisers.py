@@ -139,7 +139,7 @@ def test_the_search_teaches_no_weight_and_the_last_pass_does(kind: str, masks: s
     assert perturbed == [False, False, False, True]
 
 
-@pytest.mark.parametrize("kind", SEARCHING)
+@pytest.mark.parametrize("kind", [*SEARCHING, "freelb"])
 def test_the_perturbation_alone_is_the_one_that_the_term_uses(kind: str) -> None:
     given, regulariser = net("classification", pairs=True), built(kind=kind)
     look = look_at(given)
@@ -151,7 +151,9 @@ def test_the_perturbation_alone_is_the_one_that_the_term_uses(kind: str) -> None
     assert not alone.requires_grad
     assert not any(one["learn"] for one in passes_of(again))
     assert torch.equal(alone[~given.mask], torch.zeros_like(alone[~given.mask]))
-    assert all(hasattr(built(kind=other), "perturbation") == (other in (*SEARCHING, "r3f")) for other in EVERY)
+    assert all(
+        hasattr(built(kind=other), "perturbation") == (other in (*SEARCHING, "r3f", "freelb")) for other in EVERY
+    )
 
 
 # --- smoothness
@@ -186,7 +188,7 @@ def test_every_choice_of_the_search_keeps_its_radius(
 
 def test_the_presets_have_the_norms_that_they_name() -> None:
     given = net("classification")
-    found = {name: built(kind="smoothness", preset=name, fraction=1.0).perturbation(look_at(given)) for name in PRESETS}
+    found = {name: built(kind="smoothness", preset=name).perturbation(look_at(given)) for name in PRESETS}
     tokens = {name: norms(d, given.mask, "inf", "token").squeeze(-1)[given.mask] for name, d in found.items()}
     below = float(torch.tensor(1e-5))
     assert below <= 1e-5

@@ -124,12 +124,40 @@ def test_differences_to_plain_are_paired_by_seed():
         for seed in (1, 2, 3)
         for name, gain in (("plain", 0.0), ("exact", 0.01 * seed))
     }
-    found = little_data.compared(runs, (1, 2, 3))
+    found = little_data.compared(runs, (1, 2, 3), {"plain": None, "exact": "plain"})
     assert found["plain"]["sst"]["difference"] is None
     assert found["plain"]["sst"]["mean"] == pytest.approx(0.2)
     difference = found["exact"]["score"]["difference"]
     assert difference["value"] == pytest.approx(0.02)
     assert difference["high"] - difference["value"] == pytest.approx(4.302653 * 0.01 / math.sqrt(3), rel=1e-5)
+
+
+def test_what_computes_in_float32_is_compared_with_plain_in_float32():
+    assert little_data.beside("plain", ()) is None
+    assert {name: little_data.beside(name, tables) for name, tables in little_data.VARIANTS.items() if name != "plain"} == {
+        "plain-float32": "plain", "r_drop": "plain", "r3f": "plain-float32", "wang": "plain-float32",
+        "paper": "plain-float32", "mtdnn": "plain", "exact": "plain", "cheap": "plain",
+    }  # fmt: skip
+    values = {"plain": 0.7, "plain-float32": 0.8, "wang": 0.81}
+    runs = {
+        (name, seed): {"tasks": {}, "score": value, "train_seconds": 1.0}
+        for seed in (1, 2)
+        for name, value in values.items()
+    }
+    others = {"plain": None, "plain-float32": "plain", "wang": "plain-float32"}
+    assert little_data.compared(runs, (1, 2), others)["wang"]["score"]["difference"]["value"] == pytest.approx(0.01)
+
+
+def test_a_cell_with_a_precision_trains_and_is_kept_under_it(grid, results):
+    settings, folder, _ = grid
+    assert cells.quick_table(folder, steps=3, seed=1, precision="float32")["stages"][0]["precision"] == "float32"
+    cells.run_all([cells.Cell("plain-float32", 1, (), "float32"), cells.Cell("plain", 1)], settings, folder)
+    kept = {
+        name: json.loads((results / "little_data" / f"{name}-1.json").read_text())["made_with"]
+        for name in ("plain", "plain-float32")
+    }
+    assert kept["plain-float32"]["precision"] == "float32"
+    assert "precision" not in kept["plain"]
 
 
 def test_a_paired_interval_ignores_what_the_pairs_share():
@@ -271,8 +299,8 @@ PAGES = {
         **SETTINGS, "steps": 625, "seeds": [1, 2], "rows": {"sst": 1000}, "codes": 1,
         "variants": {"plain": [], "r_drop": [{"kind": "r_drop", "weight": 1.0}]},
         "compared": {
-            "plain": {"train_seconds": [9.0], "score": {"mean": 0.7, "difference": None}},
-            "r_drop": {"train_seconds": [9.0], "score": {"mean": 0.7, "difference": {"value": 0.01, "low": -0.01, "high": 0.03}}},
+            "plain": {"beside": None, "train_seconds": [9.0], "score": {"mean": 0.7, "difference": None}},
+            "r_drop": {"beside": "plain", "train_seconds": [9.0], "score": {"mean": 0.7, "difference": {"value": 0.01, "low": -0.01, "high": 0.03}}},
         },
     },
 }  # fmt: skip
@@ -294,6 +322,11 @@ def test_the_page_shows_a_part_in_its_place(part, results):
     assert SHOWN[part] in once
     assert "a processor, 2 cores" in once
     assert page.filled(once) == once
+
+
+def test_the_page_in_the_tree_shows_the_results_in_the_tree():
+    text = (ROOT / "docs" / "smoothness.md").read_text(encoding="utf-8")
+    assert page.filled(text) == text, "run make bench-smoothness-page"
 
 
 def test_the_page_has_a_place_for_every_part():

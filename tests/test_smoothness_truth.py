@@ -100,7 +100,7 @@ def apart(look: Look, d: Tensor, layer: int) -> float:
 def test_the_perturbation_found_moves_the_answers_more_than_a_random_one_of_its_norms(
     model: MultiTaskModel, batches: dict[str, Batch], task: str, preset: str, more: dict[str, Any]
 ) -> None:
-    regulariser = built(model, preset=preset, fraction=1, **more)
+    regulariser = built(model, preset=preset, **more)
     search = search_of(regulariser)
     assert search is not None
     worse = []
@@ -117,7 +117,7 @@ def test_the_perturbation_found_moves_the_answers_more_than_a_random_one_of_its_
 def test_the_radius_holds_on_real_tokens_and_padding_is_not_touched(
     model: MultiTaskModel, batches: dict[str, Batch], task: str, preset: str
 ) -> None:
-    regulariser = built(model, preset=preset, fraction=1)
+    regulariser = built(model, preset=preset)
     search = search_of(regulariser)
     assert search is not None
     look = look_of(model, regulariser, batches[task], 3)

@@ -399,13 +399,14 @@ def test_all_passes_of_a_step_have_the_widest_dtype_that_is_asked_for(prepared: 
         (torch.bfloat16, ("float32", None)),
         (torch.float32, ("bfloat16",)),
         (torch.bfloat16, (None,)),
+        (torch.float32, (None, "bfloat16")),  # None: that of the stage
     ):
         watches = [Watch(see, f"watch{number}", precision=one) for number, one in enumerate(asked)]  # type: ignore[arg-type]
         module = StepModule(prepared.model, WeightingProduct(("none",), facts), dtype=given, regularisers=watches)
         module(batch, NAME)
     if prepared.model.encoder.begins_anywhere:  # the wrapped encoder's layer inputs are float32 sums under autocast
-        assert dtypes == [torch.float32, torch.float32, torch.bfloat16, torch.bfloat16]
-    assert len(dtypes) == 4
+        assert dtypes == [torch.float32] * 2 + [torch.bfloat16] * 2 + [torch.float32] * 2
+    assert len(dtypes) == 6
 
 
 def test_draws_belong_to_the_regulariser_and_the_step(prepared: Prepared) -> None:

@@ -23,9 +23,16 @@ def probe_lines(probe: Mapping[str, Mapping[str, Record]]) -> Iterator[str]:
 
 
 def _told(record: Record) -> str:
-    parts = ("dropout", "random", "adversarial", "norm")
-    told = [f"{part} {record[part]:.2g}" for part in parts if part in record]
+    parts = {
+        "dropout": "dropout",
+        "random": "random",
+        "adversarial": "adversarial",
+        "as_used": "as used",
+        "norm": "norm",
+    }
+    told = [f"{words} {record[part]:.2g}" for part, words in parts.items() if part in record]
     if "surviving" in record:
         told.append(f"{100 * record['surviving']:.0f} % survive")
-    told.append(f"step {record['seconds_with']:.2g} s (plain {record['seconds_plain']:.2g} s)")
+    rarely = f" every {record['every']:.0f} batches" if "every" in record else ""
+    told.append(f"step {record['seconds_with']:.2g} s{rarely} (plain {record['seconds_plain']:.2g} s)")
     return ", ".join(told)

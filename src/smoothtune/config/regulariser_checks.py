@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from smoothtune.config.experiment import Experiment, trunk_name, trunk_options
 from smoothtune.config.problems import near
-from smoothtune.config.regularisers import PRESETS, RADIUS, RDropOptions, RegulariserOptions, SmoothnessOptions
+from smoothtune.config.regularisers import FOLLOWS, PRESETS, RADIUS, RDropOptions, RegulariserOptions, SmoothnessOptions
 from smoothtune.config.stage import Stage
 from smoothtune.errors import Problem
 
@@ -51,7 +51,8 @@ def _task_problems(where: str, options: RegulariserOptions, tasks: tuple[str, ..
 def _radius_problems(where: str, options: SmoothnessOptions) -> Iterator[Problem]:
     """A radius that nothing reads, not even the defaults of noise and step; one that is the preset's was not asked for."""
     preset = PRESETS[options.preset].get("radius", RADIUS)
-    followed = options.noise == options.radius or options.step_size == 2 * options.radius
+    noise, step = FOLLOWS.get(options.preset, (0.0, 0.0))
+    followed = options.noise == noise * options.radius or options.step_size == step * options.radius
     if options.projection == "unit" and options.radius != preset and not followed:
         what = f'got {options.radius:g}, but projection = "unit" rescales to norm 1 and reads no radius'
         yield Problem(f"{where}.radius", f'{what}; remove it, or set projection = "ball" or "sphere"')

@@ -40,15 +40,23 @@ class Freelb:
         norm = float(norms(d.detach(), look.mask, "2", "text").max())
         return factor * value, {"value": float(value.detach()), "norm": norm}
 
+    def perturbation(self, look: Look) -> Tensor:
+        """The perturbation of the last pass, (R, T, D) float32 without gradient."""
+        d = self._start(look)
+        for _ in range(self.options.steps - 1):
+            (gradient,) = torch.autograd.grad(self._loss(look, d, learn=False), d)
+            d = self._climbed(look, d.detach(), gradient).requires_grad_()
+        return d.detach()
+
     def _start(self, look: Look) -> Tensor:
         """d_0, (R, T, D): a 2-norm of `noise` per text at most."""
         draws = masked(look.draw(look.states_at(self.layers[0]), "uniform"), look.mask)
         numbers = look.mask.sum(1).clamp(min=1) * draws.shape[-1]
         return (draws * (self.options.noise / numbers.sqrt()).view(-1, 1, 1)).requires_grad_()
 
-    def _loss(self, look: Look, d: Tensor) -> Tensor:
+    def _loss(self, look: Look, d: Tensor, *, learn: bool = True) -> Tensor:
         mode = dropout_mode(self.options.dropout)
-        return look.loss_of(look.logits_of(d, layer=self.layers[0], dropout=mode)).mean()
+        return look.loss_of(look.logits_of(d, layer=self.layers[0], dropout=mode, learn=learn)).mean()
 
     def _climbed(self, look: Look, d: Tensor, gradient: Tensor) -> Tensor:
         size, radius = self.options.step_size, self.options.radius

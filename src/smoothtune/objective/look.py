@@ -95,12 +95,14 @@ class Look:
 class Regulariser(Protocol):
     """A term added to the loss; it may keep a memory, which is saved with the optimiser.
 
-    `name` is that of the loss part, `layers` the layers whose input it asks for, `precision` the dtype it needs (None: any).
+    `name` is that of the loss part, `layers` the layers whose input it asks for, `precision` the dtype it asks for (None:
+    that of the stage). It looks at each `every`-th batch of a task, the first included.
     """
 
     name: str
     layers: tuple[int, ...]
     precision: Literal["float32", "bfloat16"] | None
+    every: int
 
     def applies(self, task: str) -> bool:
         """Whether it is for this task at all."""

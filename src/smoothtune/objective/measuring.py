@@ -8,26 +8,39 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from smoothtune.config.regularisers import Masks, Norm, Per, R3fOptions, SmoothnessOptions, VatOptions
+from smoothtune.config.regularisers import FreelbOptions, Masks, Norm, Per, R3fOptions, SmoothnessOptions, VatOptions
 from smoothtune.objective.look import Look, Regulariser
 from smoothtune.objective.perturbation import masked, norms
 from smoothtune.objective.regularisers import Term
 
 # Below this share of entries that change the states, the dtype cannot carry the perturbation.
 LOST_BELOW = 0.5
+# Below this share of the radius, the search has ended short of it.
+SHORT_BELOW = 0.9
 # Above this many times, dropout moves the answers so much further that the perturbation does not count.
 DROWNED_ABOVE = 100.0
 
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """How a regulariser looks for a perturbation (R, T, D) of the input of `layer`: with which masks, by which norm."""
+    """How a regulariser looks for a perturbation (R, T, D) of the input of `layer`: with which masks, by which norm.
+
+    `key` is the option that bounds the norm. With a `radius` the norm may stay below it, and `step_size` is what bounds it
+    then. `compares` where the term is a distance between two passes.
+    """
 
     perturbation: Callable[[Look], Tensor]
     layer: int
     norm: Norm
     per: Per
     masks: Masks
+    key: str = "radius"
+    radius: float | None = None
+    compares: bool = True
+
+    def key_at(self, norm: float) -> str:
+        """The option that has to grow for a perturbation larger than `norm`, which is what was found."""
+        return "step_size" if self.radius is not None and norm < SHORT_BELOW * self.radius else self.key
 
 
 def search_of(regulariser: Regulariser) -> Search | None:
@@ -35,13 +48,17 @@ def search_of(regulariser: Regulariser) -> Search | None:
     if not isinstance(regulariser, Term):
         return None
     options = regulariser.options
+    if not isinstance(options, SmoothnessOptions | R3fOptions | VatOptions | FreelbOptions):
+        return None
+    found, layer, masks = regulariser.perturbation, regulariser.layers[0], options.dropout
     if isinstance(options, SmoothnessOptions):
-        return Search(regulariser.perturbation, regulariser.layers[0], options.norm, options.per, options.dropout)
+        radius = options.radius if options.projection == "ball" else None
+        return Search(found, layer, options.norm, options.per, masks, radius=radius)
     if isinstance(options, R3fOptions):  # its draw is all the search it has
-        return Search(regulariser.perturbation, regulariser.layers[0], "inf", "token", options.dropout)
+        return Search(found, layer, "inf", "token", masks, key="noise")
     if isinstance(options, VatOptions):
-        return Search(regulariser.perturbation, regulariser.layers[0], "2", "text", options.dropout)
-    return None
+        return Search(found, layer, "2", "text", masks)
+    return Search(found, layer, "2", "text", masks, radius=options.radius, compares=False)
 
 
 def dropout_part(look: Look) -> dict[str, float]:

@@ -66,6 +66,7 @@ class Term:
         self.name: str = options.label
         self.layers: tuple[int, ...] = measure.layers
         self.precision: Literal["float32", "bfloat16"] | None = options.precision
+        self.every: int = options.every
         self._seen: dict[str, int] = {}
 
     def applies(self, task: str) -> bool:
@@ -74,7 +75,7 @@ class Term:
 
     def due(self, task: str) -> bool:
         """Whether it looks at the task's next batch."""
-        return self._seen.get(task, 0) % self.options.every == 0
+        return self._seen.get(task, 0) % self.every == 0
 
     def count(self, task: str) -> None:
         """One more batch of the task has passed, looked at or not."""

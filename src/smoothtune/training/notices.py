@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
+
+import torch
 
 from smoothtune.objective.look import Regulariser
 from smoothtune.objective.measuring import DROWNED_ABOVE, LOST_BELOW, Search, search_of
@@ -27,19 +29,21 @@ class Notice:
 
 @dataclass(slots=True)
 class Notices:
-    """Reads the probes of a stage that computes in `dtype`; nothing is said twice of the same regulariser and task."""
+    """Reads the probes of a stage; nothing is said twice of the same regulariser and task.
+
+    `dtype_with(regulariser, task)` is the dtype of the steps in which it looks.
+    """
 
     stage: str
     regularisers: Sequence[Regulariser]
-    dtype: str
+    dtype_with: Callable[[Regulariser, str], torch.dtype]
     _said: set[tuple[str, str, str]] = field(default_factory=set)
 
     def new(self, records: Records) -> Iterator[Notice]:
         """What `records`, by task and regulariser, show for the first time; one notice for all tasks that show it."""
-        for regulariser in self.regularisers:
+        for regulariser, dtype, mine in self._by_dtype(records):
             name = regulariser.name
-            mine = {task: found[name] for task, found in records.items() if name in found}
-            for fault in self._faults(regulariser):
+            for fault in _faults(regulariser, dtype):
                 unsaid = {task: record for task, record in mine.items() if (name, fault.name, task) not in self._said}
                 shown = {task: record for task, record in unsaid.items() if fault.shows(record)}
                 self._said.update((name, fault.name, task) for task in shown)
@@ -54,10 +58,22 @@ class Notices:
         """Go on from a state."""
         self._said = {(name, fault, task) for name, fault, task in state["said"]}
 
-    def _faults(self, regulariser: Regulariser) -> tuple[_Fault, ...]:
-        search = search_of(regulariser)
-        dtype = self.dtype if regulariser.precision is None else regulariser.precision
-        return () if search is None else (_Lost(dtype), _Drowned(search))
+    def _by_dtype(self, records: Records) -> Iterator[tuple[Regulariser, torch.dtype, dict[str, Record]]]:
+        """The records of each regulariser, by task, apart for each dtype in which it looks."""
+        for regulariser in self.regularisers:
+            tasks = [task for task, found in records.items() if regulariser.name in found]
+            dtypes = {task: self.dtype_with(regulariser, task) for task in tasks}
+            for dtype in dict.fromkeys(dtypes.values()):
+                yield (
+                    regulariser,
+                    dtype,
+                    {task: records[task][regulariser.name] for task in tasks if dtypes[task] == dtype},
+                )
+
+
+def _faults(regulariser: Regulariser, dtype: torch.dtype) -> tuple[_Fault, ...]:
+    search = search_of(regulariser)
+    return () if search is None else (_Lost(str(dtype).removeprefix("torch."), search), _Drowned(search))
 
 
 class _Fault(Protocol):
@@ -80,6 +96,7 @@ class _Lost:
     """The dtype cannot carry the perturbation."""
 
     dtype: str
+    search: Search
     name: str = "lost"
 
     def shows(self, record: Record) -> bool:
@@ -92,7 +109,7 @@ class _Lost:
         wider = "" if self.dtype == "float32" else 'precision = "float32" for this regulariser, or '
         return (
             f"the perturbation of norm {norm:.3g} is lost in {self.dtype}: {100 * least:.0f} % of its entries survive; "
-            f"set {wider}a radius of about {needed:.1g} or more"
+            f"set {wider}a {self.search.key_at(norm)} of about {needed:.1g} or more"
         )
 
 
@@ -108,14 +125,15 @@ class _Drowned:
 
     def text(self, records: Collection[Record]) -> str:
         norm = max(record["norm"] for record in records)
-        if self.search.masks == "independent":
+        key = self.search.key_at(norm)
+        if self.search.compares and self.search.masks == "independent":
             return (
                 f'{_further(records)}: the term is in truth R-Drop; use kind = "r_drop" for that, or else set '
-                f'dropout = "shared" and a radius larger than {norm:.3g} (in smoothness, preset = "exact" has both)'
+                f'dropout = "shared" and a {key} larger than {norm:.3g} (in smoothness, preset = "exact" has both)'
             )
         return (
             f"{_further(records)}: beside what dropout does, the term asks for next to nothing; "
-            f"set a radius larger than {norm:.3g}, or leave the term out"
+            f"set a {key} larger than {norm:.3g}, or leave the term out"
         )
 
 
@@ -124,6 +142,11 @@ def _further(records: Collection[Record]) -> str:
     if len(ratios) < len(records):
         return "two passes that differ in dropout alone lie apart, and the perturbed pass does not from the clean one"
     return (
-        f"two passes that differ in dropout alone lie {max(ratios):.1g} times further apart than the perturbed pass "
+        f"two passes that differ in dropout alone lie {_round(max(ratios))} times further apart than the perturbed pass "
         "from the clean one under the same masks"
     )
+
+
+def _round(value: float) -> str:
+    """One digit that counts, written out: 400,000."""
+    return f"{float(f'{value:.1g}'):,.0f}"

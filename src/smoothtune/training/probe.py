@@ -55,8 +55,9 @@ class Probe:
         """Records by task and regulariser.
 
         `dropout` (see `dropout_part`); of a regulariser that searches for a perturbation, also what `perturbation_parts`
-        tells; `as_used`, the mean value of its own measure without the weight, where it tells one; `seconds_plain` and
-        `seconds_with`, of one forward and backward pass without and with the term, each in the dtype of such a step.
+        tells; `as_used`, the mean value of its own measure without the weight, where it tells one; `seconds_plain`, of
+        one forward and backward pass without any term in the stage's dtype, and `seconds_with`, of one in which this term
+        looks, in the dtype of such a step; `every`, where it looks at each so-manieth batch alone.
         """
         current = Pass(self.seed, self.stage, step, name="probe", update_statistics=False)
         found: Records = {task: {} for task in self.batches}
@@ -78,7 +79,8 @@ class Probe:
         plain, _ = self._timed(batch, current, _NoTerm(), progress)
         seconds, told = self._timed(batch, current, regulariser, progress)
         used = {"as_used": told["value"]} if "value" in told else {}
-        return {**record, **used, "seconds_plain": plain, "seconds_with": seconds}
+        rarely = {"every": float(regulariser.every)} if regulariser.every > 1 else {}
+        return {**record, **used, "seconds_plain": plain, "seconds_with": seconds, **rarely}
 
     def _timed(
         self, batch: Batch, current: Pass, regulariser: Regulariser, progress: float
@@ -128,6 +130,7 @@ class _NoTerm:
     name: str = "none"
     layers: tuple[int, ...] = ()
     precision: Literal["float32", "bfloat16"] | None = None
+    every: int = 1
 
     def applies(self, task: str) -> bool:
         return True

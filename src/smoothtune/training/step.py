@@ -24,6 +24,9 @@ from smoothtune.runtime.random import Pass, drawing, drawn
 from smoothtune.types import Batch
 
 
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
 @dataclass(frozen=True, slots=True)
 class StepName:
     """Names the draws of one batch: `number` counts the batches of the stage, `progress` is the share of steps done.
@@ -90,16 +93,14 @@ class StepModule(nn.Module):
         return self._look(_Clean(batch, answer, current, dtype), regulariser.name, progress)
 
     def dtype_with(self, regulariser: Regulariser, task: str) -> torch.dtype:
-        """The dtype of a step on `task` in which `regulariser` looks with all others of the stage, if it is one of them."""
-        together = [part for part in self.regularisers if part.applies(task)]
+        """The dtype of the steps on `task` in which `regulariser` looks, but for those in which a rarer one looks too."""
+        together = [part for part in self.regularisers if part.applies(task) and regulariser.every % part.every == 0]
         return self._dtype_of(together if regulariser in together else [regulariser])
 
     def _dtype_of(self, looking: Sequence[Regulariser]) -> torch.dtype:
         """All passes of a step have one dtype, or rounding alone would set them apart: the widest that is asked for."""
-        asked = {part.precision for part in looking} - {None}
-        if "float32" in asked:
-            return torch.float32
-        return torch.bfloat16 if asked else self.dtype
+        asked = {self.dtype if part.precision is None else _DTYPES[part.precision] for part in looking}
+        return max(asked, key=lambda dtype: dtype.itemsize, default=self.dtype)
 
     def _pass(
         self,
