@@ -40,7 +40,7 @@ BERT = {
     "max_position_embeddings": 24,
     "initializer_range": 0.2,
 }
-FAMILIES = ("plain", "kernels", "bert", "roberta", "electra", "distilbert", "deberta")
+FAMILIES = ("plain", "kernels", "bert", "roberta", "electra", "distilbert", "deberta", "mpnet")
 families = pytest.mark.parametrize("family", FAMILIES)
 ours = pytest.mark.parametrize("family", ["plain", "kernels"])
 
@@ -367,12 +367,12 @@ def test_merged_lora_answers_alike_and_is_taken_out_to_the_bit(family: str) -> N
                                 pad_token_id=0, bos_token_id=2, eos_token_id=3, cls_token_id=2, sep_token_id=3),
                DebertaConfig(**{k: v for k, v in BERT.items() if k != "model_type"})]
 )  # fmt: skip
-def test_encoders_without_such_products_are_refused(config: Any) -> None:
+def test_encoders_of_another_layout_are_refused(config: Any) -> None:
     encoder = WrappedEncoder(config.to_dict())
     expected = (
-        f"lora, adapters: the layers of model_type {config.model_type!r} have no products of their own for query, key, "
-        "value, output, up and down; choose an encoder such as BERT, RoBERTa, ELECTRA, DistilBERT or DeBERTa v2 or v3, or "
-        "train neither"
+        f"lora, adapters: smoothtune does not know where the layers of model_type {config.model_type!r} have their products "
+        "for query, key, value, output, up and down; it knows BERT, RoBERTa, ELECTRA, DistilBERT, MPNet, DeBERTa v2 and v3, "
+        "and what is built like them; choose such an encoder, or train neither"
     )
     for make, options in ((fresh_lora, LoraOptions()), (fresh_adapters, AdapterOptions())):
         with pytest.raises(UsageError) as caught:

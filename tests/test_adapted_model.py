@@ -360,9 +360,11 @@ def test_the_model_of_a_folder_answers_mixed_texts(three: Prepared, tmp_path: Pa
 @pytest.mark.parametrize(
     ("texts", "size", "message"),
     [
+        (["mood"], None, "texts: got list, expected texts by task: {task: texts, ...}"),
         ({}, None, "tasks: got (), expected a list of names among mood, same, near"),
         ({"moood": ["a"]}, None, "this model has no task 'moood'; its tasks: mood, same, near"),
         ({"mood": ["a", " "]}, None, "task 'mood', text 1: is empty, got ' '; give a text or leave it out"),
+        ({"mood": 5}, None, "task 'mood': expected a list of texts, got int"),
         ({"same": ["a"]}, None, "task 'same', text 0: expected two strings, got 'a'"),
         ({"mood": ["a"]}, 0, "batch_size: got 0, expected at least 1"),
     ],
@@ -400,6 +402,26 @@ def test_merging_answers_alike_and_unmerging_restores_every_bit(three: Prepared,
     three.model.unmerge()
     with pytest.raises(UsageError, match=r"^merge: task 'near' has no LoRA; tasks that have: mood, same$"):
         three.model.merge("near")
+
+
+def test_a_model_is_merged_for_a_while_and_left_as_it_was(three: Prepared, tmp_path: Path) -> None:
+    model = Model.load(write(three, tmp_path / "model", lora=MIXED_LORA, adapters=MIXED_ADAPTERS), device="cpu")
+    before, expected = snapshot(model.network), model.predict_probabilities("mood", TEXTS["mood"])
+    with model.merged("mood") as same:
+        assert same is model
+        assert changed(model.network, before)
+        np.testing.assert_allclose(model.predict_probabilities("mood", TEXTS["mood"]), expected, rtol=1e-5, atol=1e-5)
+    assert not changed(model.network, before)
+    assert np.array_equal(model.predict_probabilities("mood", TEXTS["mood"]), expected)
+    for wrong, inside, message in (
+        ("moood", "mood", "this model has no task 'moood'; its tasks: mood, same, near"),
+        ("near", "mood", "merge: task 'near' has no LoRA; tasks that have: mood, same"),
+        ("mood", "same", "task 'same': the LoRA of 'mood' is merged into the encoder; unmerge it first"),
+    ):
+        with pytest.raises(UsageError) as caught, model.merged(wrong):
+            model.predict(inside, TEXTS[inside])
+        assert str(caught.value) == message
+        assert not changed(model.network, before)
 
 
 def test_a_folder_without_adaptations_says_nothing_of_them(

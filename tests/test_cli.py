@@ -199,7 +199,11 @@ WRONG = {
     ),
     "a folder that is no run": (
         ("evaluate", "nowhere"),
-        "nowhere: is not a run folder (it has no experiment.toml)",
+        "nowhere: there is no such folder; give the folder of a run",
+    ),
+    "a model that is not there": (
+        ("export", "nowhere", "--task", "mood", "--to", "there"),
+        "nowhere: there is no such folder; give a run folder or a model folder",
     ),
 }
 

@@ -299,6 +299,19 @@ def test_models_without_the_known_form_are_refused(tmp_path):
         ({"problem_type": "regression"}, "exact", {}, r"problem_type 'regression' and num_labels 3"),
         ({}, "exact", {"torch_compile": True}, r"^smoothness does not work with torch_compile=True"),
         ({}, "exat", {}, r"preset: got 'exat', expected one of"),
+        (
+            {},
+            0.5,
+            {},
+            r"^smoothness: got 0\.5, expected the name of a preset \(wang, .*, cheap\), None, or an object with",
+        ),
+        (
+            {},
+            {"weight": 3.0},
+            {},
+            r"^smoothness: got \{'weight': 3\.0\}, .* such as Smoothness\(\"classification\", weight=3\.0",
+        ),
+        ({}, True, {}, r"^smoothness: got True, expected"),
     ],
 )
 def test_what_would_make_the_term_untrue_is_refused(model, smoothness, options, told, tmp_path):
@@ -315,6 +328,70 @@ def test_settings_of_a_gpu_are_refused(name, told, tmp_path):
     setattr(arguments, "_n_gpu" if name == "n_gpu" else name, 2)
     with pytest.raises(UsageError, match=rf"^smoothness does not work with {told}"):
         SmoothTrainer(model=model_of(), args=arguments)
+
+
+REENTRANT = (
+    r"^smoothness does not work with reentrant gradient checkpointing: .*; set \w+_kwargs=\{\"use_reentrant\": False\}$"
+)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("given", [{"use_reentrant": True}, {"preserve_rng_state": True}])
+def test_reentrant_checkpoints_are_refused(given, tmp_path):
+    """Arguments without `use_reentrant` get torch's own default, which is the reentrant form."""
+    with pytest.raises(UsageError, match=REENTRANT):
+        trainer_of(model_of(), tmp_path, gradient_checkpointing=True, gradient_checkpointing_kwargs=given)
+    assert trainer_of(model_of(), tmp_path, gradient_checkpointing_kwargs=given).smoothness is not None
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("given", [{}, {"use_reentrant": False}])
+def test_checkpoints_of_the_newer_form_are_taken(given, tmp_path):
+    options = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": given, "max_steps": 1}
+    trainer = trainer_of(model_of(), tmp_path, Smoothness(**STRONG), **options)
+    trainer.train()
+    assert steps_of(trainer)[0]["smoothness"] > 0
+
+
+def in_peft(model, **options: typing.Any) -> typing.Any:
+    peft = pytest.importorskip("peft")
+    return peft.get_peft_model(model, peft.LoraConfig(task_type="SEQ_CLS", r=4, target_modules=["query"], **options))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_lora_of_peft_trains_with_the_term_of_the_model_inside(checkpointing, tmp_path):
+    """A fresh LoRA changes no answer, so the first term is that of the bare model."""
+    model = in_peft(model_of())
+    started = {name: part.clone() for name, part in model.state_dict().items()}
+    first = []
+    for one in (model_of(), model):
+        torch.manual_seed(0)  # which names the stream of the term's noise
+        trainer = trainer_of(one, tmp_path, Smoothness(**STRONG), gradient_checkpointing=checkpointing)
+        trainer.train()
+        assert [step["smoothness"] > 0 for step in steps_of(trainer)] == [True] * 3
+        first.append(steps_of(trainer)[0]["smoothness"])
+    assert first[1] == pytest.approx(first[0], rel=1e-4)
+    changed = {name for name, part in model.state_dict().items() if not torch.equal(part, started[name])}
+    assert {name for name in changed if "lora_" not in name and "classifier" not in name} == set()
+    assert any("lora_B" in name for name in changed)
+    assert not model.get_base_model().bert.embeddings._forward_hooks
+
+
+def test_prompts_of_peft_are_refused(tmp_path):
+    peft = pytest.importorskip("peft")
+    for config in (peft.PromptTuningConfig, peft.PromptEncoderConfig):
+        prompted = peft.get_peft_model(model_of(), config(task_type="SEQ_CLS", num_virtual_tokens=4))
+        with pytest.raises(UsageError, match=r"^smoothness does not work with prompt tuning of peft: .*; use LoRA, or"):
+            trainer_of(prompted, tmp_path)
+
+
+def test_prefixes_of_peft_are_taken(tmp_path):
+    peft = pytest.importorskip("peft")
+    model = peft.get_peft_model(model_of(), peft.PrefixTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=4))
+    trainer = trainer_of(model, tmp_path, Smoothness(**STRONG), max_steps=1)
+    trainer.train()
+    assert steps_of(trainer)[0]["smoothness"] > 0
 
 
 def test_a_model_that_embeds_twice_is_refused():

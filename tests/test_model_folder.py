@@ -88,6 +88,12 @@ def test_a_folder_without_config_is_no_model_folder(folder: Path) -> None:
     assert str(error.value) == wanted
 
 
+def test_a_folder_that_is_not_there_is_told_so(tmp_path: Path) -> None:
+    with pytest.raises(ModelFileError) as error:
+        Model.load(tmp_path / "nope", device="cpu")
+    assert str(error.value) == f"{tmp_path / 'nope'}: there is no such folder; give a run folder or a model folder"
+
+
 def edit(name: str, change: Callable[[str], str]) -> Callable[[Path], None]:
     def edited(folder: Path) -> None:
         path = folder / name

@@ -10,17 +10,27 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModel, DebertaV2Config, DistilBertConfig, ElectraConfig, RobertaConfig
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    DebertaV2Config,
+    DistilBertConfig,
+    ElectraConfig,
+    MPNetConfig,
+    RobertaConfig,
+)
 from typer.testing import CliRunner
 
 from smoothtune.cli.main import app
 from smoothtune.config.adaptations import AdapterOptions, LoraOptions
+from smoothtune.data.tokenising import encode
 from smoothtune.errors import UsageError
 from smoothtune.inference.model import Model
 from smoothtune.integrations.peft import export
 from smoothtune.nn.adaptation import Adaptation, Adaptations
 from tests.adapted import adapted, stir, write
 from tests.small_data import Prepared
+from tests.tiny import WORDS
 
 ALL = LoraOptions(rank=3, alpha=5.0, targets=("query", "key", "value", "output", "up", "down"), dropout=0.1)
 LORA = {"mood": LoraOptions(), "near": ALL}
@@ -38,6 +48,7 @@ def other_encoder(folder: Path, source: Path, family: str) -> Path:
     config = {
         "roberta": lambda: RobertaConfig(**sizes),
         "electra": lambda: ElectraConfig(**sizes, embedding_size=8),
+        "mpnet": lambda: MPNetConfig(**sizes),
         "distilbert": lambda: DistilBertConfig(**narrow, max_position_embeddings=64),
         "deberta": lambda: DebertaV2Config(
             **sizes, relative_attention=True, pos_att_type=["p2c", "c2p"], share_att_key=True, type_vocab_size=0
@@ -49,7 +60,7 @@ def other_encoder(folder: Path, source: Path, family: str) -> Path:
     return folder
 
 
-@pytest.fixture(params=["native", "transformers", "roberta", "electra", "distilbert", "deberta"])
+@pytest.fixture(params=["native", "transformers", "roberta", "electra", "distilbert", "deberta", "mpnet"])
 def prepared(
     request: pytest.FixtureRequest, tiny_encoder: Path, small_data: Path, shared_cache: Path, tmp_path: Path
 ) -> Prepared:
@@ -81,10 +92,53 @@ def test_peft_loads_it_and_gives_the_same_token_states(prepared: Prepared, task:
     assert (found - bare)[tokens.mask].abs().max() > 1e-2
 
 
+def test_the_tokenizer_gives_what_the_encoder_reads(prepared: Prepared, tmp_path: Path) -> None:
+    model = Model.load(write(prepared, tmp_path / "model", lora=LORA, adapters=ADAPTERS), device="cpu")
+    done = export(model, "near", tmp_path / "out")
+    given = AutoTokenizer.from_pretrained(done.encoder)(["a cat", "a dog and a cat"], padding=True, return_tensors="pt")
+    segments = model.network.encoder.architecture.get("type_vocab_size", 0) > 1
+    assert set(given) == {"input_ids", "attention_mask", *(["token_type_ids"] if segments else [])}
+    states = AutoModel.from_pretrained(done.encoder).eval()(**given).last_hidden_state
+    assert states.shape == (2, 7, 16)
+
+
 @pytest.fixture
 def folder(tiny_encoder: Path, small_data: Path, shared_cache: Path, tmp_path: Path) -> Path:
     made = adapted(tiny_encoder, small_data, shared_cache, lora=LORA, adapters=ADAPTERS)
     return write(made, tmp_path / "model", lora=LORA, adapters=ADAPTERS)
+
+
+@pytest.mark.parametrize("lowercase", [True, False])
+def test_texts_become_the_ids_of_the_model_and_long_ones_are_cut(
+    lowercase: bool, tiny_encoder: Path, small_data: Path, shared_cache: Path, tmp_path: Path
+) -> None:
+    made = adapted(tiny_encoder, small_data, shared_cache, lora=LORA)
+    assert made.tokenizer.count('"lowercase":true') == 1
+    made.tokenizer = made.tokenizer.replace('"lowercase":true', f'"lowercase":{str(lowercase).lower()}')
+    model = Model.load(write(made, tmp_path / "model", lora=LORA), device="cpu")
+    theirs = AutoTokenizer.from_pretrained(export(model, "near", tmp_path / "out").encoder)
+    pairs = [("The GREAT film!", "a bad film"), ("the cat", "Is it?"), (" ".join(WORDS), "A dog")]
+    texts = [first for first, _ in pairs]
+    (single,), (joint,) = (encode(model.tokenizer, pairs, reads, 24) for reads in ("single", "joint"))
+    assert theirs(texts, truncation=True)["input_ids"] == [row.ids for row in single]
+    assert theirs(*zip(*pairs, strict=True), truncation=True)["input_ids"] == [row.ids for row in joint]
+    assert theirs(*zip(*pairs, strict=True), truncation=True)["token_type_ids"] == [row.type_ids for row in joint]
+    assert (theirs.model_max_length, len(single[2].ids), len(joint[2].ids)) == (24, 24, 24)
+    assert (theirs("The")["input_ids"] == theirs("the")["input_ids"]) is lowercase
+
+
+def test_a_relative_export_is_found_from_any_folder(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peft = pytest.importorskip("peft")
+    monkeypatch.chdir(tmp_path)
+    answer = CliRunner().invoke(app, ["export", str(folder), "--task", "near", "--to", "deep/out"])
+    assert answer.exception is None, answer.exception
+    assert (answer.exit_code, answer.stdout) == (0, "encoder\tdeep/out/encoder\nlora\tdeep/out/lora\n")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    found = peft.AutoPeftModelForFeatureExtraction.from_pretrained(tmp_path / "deep" / "out" / "lora")
+    assert [name for name, _ in found.named_parameters() if "lora_A" in name]
 
 
 def test_the_files_of_an_export(folder: Path, tmp_path: Path) -> None:
@@ -94,8 +148,19 @@ def test_the_files_of_an_export(folder: Path, tmp_path: Path) -> None:
         "encoder/config.json",
         "encoder/model.safetensors",
         "encoder/tokenizer.json",
+        "encoder/tokenizer_config.json",
         "lora/adapter_config.json",
         "lora/adapter_model.safetensors",
+    }
+    config = json.loads((tmp_path / "out" / "encoder" / "tokenizer_config.json").read_text())
+    assert config == {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": 24,
+        "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
+        "pad_token": "[PAD]",
+        "unk_token": "[UNK]",
+        "cls_token": "[CLS]",
+        "sep_token": "[SEP]",
     }
     config = json.loads((tmp_path / "out" / "lora" / "adapter_config.json").read_text())
     assert (config["peft_type"], config["r"], config["lora_alpha"], config["lora_dropout"]) == ("LORA", 4, 4.0, 0.0)

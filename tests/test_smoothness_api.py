@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import subprocess
 import sys
 import typing
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
 
 from smoothtune.config.regularisers import PRESETS
 from smoothtune.errors import ConfigurationError, UsageError
@@ -229,6 +232,36 @@ def test_warmup_raises_the_weight_and_needs_to_be_told():
         assert term.item() == pytest.approx(factor * smooth.last["value"])
 
 
+@pytest.mark.parametrize("warmup", [0.0, 0.5])
+@pytest.mark.parametrize("progress", [-1, 7, 1.001, float("nan"), "0.5"])
+def test_progress_is_a_share(progress, warmup):
+    net, (x, mask) = net_for("classification"), texts()
+    told = rf"^progress: got {re.escape(repr(progress))}, expected the share of training that is done, 0 to 1: step / steps"
+    with pytest.raises(UsageError, match=told):
+        Smoothness(warmup=warmup)(net, x, mask, progress=progress)
+    assert net.calls == 1
+
+
+@pytest.mark.parametrize(
+    ("state", "got"),
+    [
+        ({}, "keys none"),
+        ({"seed": 1}, "keys seed"),
+        ({"seed": "1", "calls": 0, "regulariser": {}}, "keys seed, calls, regulariser"),
+        (None, "NoneType"),
+    ],
+)
+def test_a_state_of_something_else_is_refused_and_changes_nothing(state, got):
+    smooth = Smoothness()
+    before = smooth.state_dict()
+    told = (
+        rf"^state: got {got}, expected what state_dict\(\) of a Smoothness returned: the whole numbers seed and calls"
+    )
+    with pytest.raises(UsageError, match=told):
+        smooth.load_state_dict(state)
+    assert smooth.state_dict() == before
+
+
 def test_a_run_that_goes_on_is_one_that_never_stopped():
     net, (x, mask) = net_for("classification"), texts()
     torch.manual_seed(5)
@@ -282,18 +315,27 @@ def test_measuring_with_bfloat16_sees_what_is_lost_and_leaves_the_weights_their_
         ({"dropout": 0.99}, "independent", []),
         ({"surviving": 0.49}, "shared", ["the perturbation of norm 0.03 is lost: 49% of its entries survive the dtype; "
             "compute in float32, or set a radius of at least 0.2"]),
-        ({"dropout": 4.0}, "independent", ["dropout alone moves the answers 4e+02 times further than the perturbation: "
+        ({"dropout": 4.0}, "independent", ["dropout alone moves the answers 400 times further than the perturbation: "
             'the term is in truth R-Drop; set dropout = "shared" and a larger radius']),
-        ({"dropout": 4.0}, "shared", ["dropout alone moves the answers 4e+02 times further than the perturbation: "
+        ({"dropout": 4.0}, "shared", ["dropout alone moves the answers 400 times further than the perturbation: "
             "beside what dropout does, the term asks for next to nothing; set a larger radius"]),
+        ({"surviving": 0.4, "key": "step_size"}, "shared", ["the perturbation of norm 0.03 is lost: 40% of its entries survive "
+            "the dtype; compute in float32, or set a step_size of at least 0.2"]),
         ({"dropout": 0.0, "adversarial": 0.0}, "shared", []),
-        ({"adversarial": 0.0}, "independent", ["dropout alone moves the answers inf times further than the perturbation: "
+        ({"adversarial": 0.0}, "independent", ["dropout alone moves the answers, and the perturbation does not: "
             'the term is in truth R-Drop; set dropout = "shared" and a larger radius']),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said_in_plain_words(changed, masks, told):
     usual = {"dropout": 0.1, "random": 0.001, "adversarial": 0.01, "norm": 0.03, "surviving": 1.0, "norm_needed": 0.2}
-    assert list(Measured(**{**usual, **changed}).faults(masks)) == told
+    assert list(Measured(**{**usual, "key": "radius", **changed}, masks=masks).faults()) == told
+
+
+def test_a_search_that_ends_short_of_the_radius_says_so():
+    net, (x, mask) = net_for("classification", rate=0.0), texts()
+    assert Smoothness(radius=0.1).measure(net, x, mask).key == "radius"
+    found = Smoothness(radius=0.1, noise=1e-3, step_size=1e-3).measure(net, x, mask)
+    assert (found.key, found.masks) == ("step_size", "shared")
 
 
 def test_a_clean_pass_that_was_made_elsewhere_gives_the_same_term():
@@ -342,6 +384,12 @@ def test_cheap_looks_at_every_fifth_batch():
         ("binary", {"range": (0, 1)}, r"^range: got \(0, 1\) for kind 'binary'; only regression has"),
         ("regression", {"range": (5, 0)}, r"^range: got \(5, 0\), expected two finite numbers, the lower first"),
         ("regression", {"range": (0, float("inf"))}, r"^range: got \(0, inf\), expected two finite"),
+        ("regression", {"range": (float("nan"), 1)}, r"^range: got \(nan, 1\), expected two finite"),
+        ("regression", {"range": 5}, r"^range: got 5, expected two finite numbers, the lower first, such as \(0, 5\)"),
+        ("regression", {"range": "05"}, r"^range: got '05', expected two finite"),
+        ("regression", {"range": ("0", "5")}, r"^range: got \('0', '5'\), expected two finite"),
+        ("regression", {"range": (0, None)}, r"^range: got \(0, None\), expected two finite"),
+        ("regression", {"range": (0, 1, 2)}, r"^range: got \(0, 1, 2\), expected two finite"),
     ],
 )
 def test_kinds_and_ranges_that_cannot_be_meant_are_refused(kind, options, told):
@@ -353,8 +401,8 @@ def test_kinds_and_ranges_that_cannot_be_meant_are_refused(kind, options, told):
     ("kind", "outputs", "x", "mask", "told"),
     [
         ("classification", 3, torch.zeros(2, 4, dtype=torch.long), None, r"^x: got torch\.int64 of shape \(2, 4\)"),
-        ("classification", 3, torch.zeros(WIDTH), None, r"^x: .* of shape \(6,\), expected floats"),
-        ("classification", 3, torch.zeros(2, 4, WIDTH), torch.ones(2, 3), r"^mask: got shape \(2, 3\), expected \(2, 4\)"),
+        ("classification", 3, torch.zeros(WIDTH), None, r"^x: .* of shape \(6,\), expected a tensor of floats"),
+        ("classification", 3, torch.zeros(2, 4, WIDTH), torch.ones(2, 3), r"^mask: got shape \(2, 3\), expected .* \(2, 4\)"),
         ("classification", 1, torch.zeros(2, WIDTH), None, r"^logits: got shape \(2, 1\), expected \(B, C\) with two"),
         ("binary", 3, torch.zeros(2, WIDTH), None, r"^logits: got shape \(2, 3\), expected \(B,\) or \(B, 1\)"),
     ],
@@ -362,6 +410,88 @@ def test_kinds_and_ranges_that_cannot_be_meant_are_refused(kind, options, told):
 def test_shapes_that_do_not_fit_are_refused(kind, outputs, x, mask, told):
     with pytest.raises(UsageError, match=told):
         Smoothness(kind)(Net(outputs), x, mask)
+
+
+@pytest.mark.parametrize(
+    "ends", [(0, 5), [0, 5], (0.0, 5.0), (torch.tensor(0), torch.tensor(5.0)), (np.float32(0), np.int64(5))]
+)
+def test_numbers_of_any_library_are_a_range(ends):
+    net, (x, mask) = net_for("regression"), texts()
+    terms = []
+    for given in (ends, (0.0, 5.0)):
+        torch.manual_seed(3)
+        terms.append(Smoothness("regression", range=given)(net, x, mask)[1])
+    assert torch.equal(*terms)
+
+
+@pytest.mark.parametrize("asked", ["term", "measure"])
+@pytest.mark.parametrize(
+    ("x", "told"),
+    [
+        (
+            np.zeros((2, WIDTH), dtype=np.float32),
+            r"^x: got ndarray, expected a tensor .*; torch\.as_tensor\(\.\.\.\) makes",
+        ),
+        (
+            torch.zeros(0, 4, WIDTH),
+            r"^x: got shape \(0, 4, 6\), which holds nothing to perturb; leave empty batches out",
+        ),
+        (torch.zeros(2, 0, WIDTH), r"^x: got shape \(2, 0, 6\), which holds nothing"),
+    ],
+)
+def test_what_cannot_be_perturbed_is_refused(asked, x, told):
+    smooth = Smoothness()
+    with pytest.raises(UsageError, match=told):
+        (smooth if asked == "term" else smooth.measure)(Net(), x)
+
+
+def test_a_mask_that_is_no_tensor_is_refused():
+    with pytest.raises(UsageError, match=r"^mask: got list, expected a tensor of shape \(2, 4\), one number per token"):
+        Smoothness()(Net(), torch.zeros(2, 4, WIDTH), [[1] * 4] * 2)
+
+
+class Answer(typing.NamedTuple):
+    """As transformers answers: logits in a container."""
+
+    logits: Tensor
+
+
+DOES_NOT_USE_IT = (
+    r"^forward: does not use the x that it is given, or cuts its gradient; compute the logits from its argument"
+)
+WRONG = {
+    "a container": (lambda net, given, x: Answer(net(x)), r"^forward: returned Answer, .* return its `\.logits`$"),
+    "a tuple": (lambda net, given, x: (net(x),), r"^forward: returned tuple, .*; return the logits alone$"),
+    "nothing": (lambda net, given, x: None, r"^forward: returned NoneType, expected a tensor of logits"),
+    "classes": (lambda net, given, x: net(x).argmax(1), r"^logits: got torch\.int64, expected floats; .*not the classes"),
+    "too few rows": (lambda net, given, x: net(x)[:3], r"^logits: got shape \(3, 3\) for an x of 5 rows; return the logits of"),
+    "another x": (lambda net, given, x: net(given), DOES_NOT_USE_IT),
+    "a detached x": (lambda net, given, x: net(x.detach()), DOES_NOT_USE_IT),
+    "no gradient": (lambda net, given, x: torch.no_grad()(net)(x), DOES_NOT_USE_IT),
+    "reentrant checkpoints": (
+        lambda net, given, x: checkpoint(net, x, use_reentrant=True),
+        r"^forward: has reentrant checkpoints, .*; set use_reentrant=False$",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.parametrize("asked", ["term", "measure"])
+@pytest.mark.parametrize("wrong", WRONG)
+def test_functions_that_cannot_be_made_smooth_are_refused_in_words(wrong, asked):
+    net, (x, mask) = net_for("classification"), texts()
+    answer, told = WRONG[wrong]
+    smooth = Smoothness()
+    with pytest.raises(UsageError, match=told):
+        (smooth if asked == "term" else smooth.measure)(lambda given: answer(net, x, given), x, mask)
+
+
+def test_an_error_of_the_function_itself_comes_through():
+    def forward(x: Tensor) -> Tensor:
+        raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError, match=r"^mine$"):
+        Smoothness()(forward, torch.zeros(2, WIDTH))
 
 
 def test_without_gradients_there_is_no_search():

@@ -300,7 +300,10 @@ PAGES = {
         "variants": {"plain": [], "r_drop": [{"kind": "r_drop", "weight": 1.0}]},
         "compared": {
             "plain": {"beside": None, "train_seconds": [9.0], "score": {"mean": 0.7, "difference": None}},
-            "r_drop": {"beside": "plain", "train_seconds": [9.0], "score": {"mean": 0.7, "difference": {"value": 0.01, "low": -0.01, "high": 0.03}}},
+            "r_drop": {
+                "beside": "plain", "train_seconds": [9.0],
+                "score": {"mean": 0.7, "difference": {"value": 0.01, "low": -0.01, "high": 0.03}},
+            },
         },
     },
 }  # fmt: skip

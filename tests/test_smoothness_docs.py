@@ -6,22 +6,33 @@ import json
 import math
 import re
 import statistics
+import warnings
 from pathlib import Path
+
+import torch
 
 PAGE = Path(__file__).parents[1] / "docs" / "smoothness_use.md"
 
 
-def test_the_blocks_of_the_page_run_in_order(tmp_path, monkeypatch, capsys):
+def test_the_blocks_of_the_page_run_in_order_and_their_terms_do_something(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
     assert len(blocks) == 4
     names: dict[str, object] = {}
-    for block in blocks:
-        exec(block, names)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for block in blocks:
+            exec(block, names)
+    assert [str(warning.message) for warning in caught if "smoothness" in str(warning.message)] == []
     assert "survive the dtype" in capsys.readouterr().out
     assert names["smooth"].last["value"] > 0
     assert math.isfinite(names["loss"].item())
     assert names["encoder"].embeddings.word_embeddings.weight.grad is not None
+    assert list(names["found"].faults()) == []
+    scores = names["smooth_scores"]
+    embedded = names["encoder"].embeddings(names["ids"]).detach()
+    assert list(scores.measure(names["above"], embedded, names["mask"]).faults()) == []
     assert [entry["smoothness"] > 0 for entry in names["trainer"].state.log_history if "loss" in entry] == [True, True]
 
 

@@ -18,7 +18,7 @@ from smoothtune.cli.main import app
 from smoothtune.config.adaptations import AdapterOptions, LoraOptions
 from smoothtune.config.experiment import Experiment, ModelConfig
 from smoothtune.config.loading import load
-from smoothtune.errors import ConfigurationError, UsageError
+from smoothtune.errors import ConfigurationError, ModelFileError, UsageError
 from smoothtune.inference.model import Model
 from smoothtune.nn.model import MultiTaskModel
 from smoothtune.training.loop import StepReport, put_frozen_to_rest
@@ -217,7 +217,9 @@ def test_ctrl_c_in_a_later_stage_leaves_the_folders_of_those_before(
     assert (mood["reason"], mood["after"], mood["trained"] > 0) == (None, None, True)
 
 
-def test_the_model_after_any_stage_can_be_evaluated(tiny_encoder: Path, small_data: Path, tmp_path: Path) -> None:
+def test_the_model_after_any_stage_can_be_evaluated_predicted_from_and_exported(
+    tiny_encoder: Path, small_data: Path, tmp_path: Path
+) -> None:
     run = run_of(staged(tiny_encoder, JOINT, EFFICIENT), small_data, tmp_path / "run")
     first = json.loads((run.folder / "run.json").read_text())["stages"][0]["after"]["dev"]
     found = evaluate_run(run.folder, stage="joint").to_json()
@@ -229,6 +231,32 @@ def test_the_model_after_any_stage_can_be_evaluated(tiny_encoder: Path, small_da
         evaluate_run(run.folder, stage="jont")
     said = "--stage jont: this run has no such stage; its stages: joint, mood. Did you mean 'joint'?"
     assert str(error.value) == said
+    (tmp_path / "in.jsonl").write_text('{"text": "the cat"}\n{"text": "very big house"}\n')
+    stages = {name: asked("predict", run.folder, tmp_path, "--stage", name) for name in ("joint", "mood")}
+    assert stages["joint"] == asked("predict", run.folder / "stages" / "joint", tmp_path) != stages["mood"]
+    assert stages["mood"] == asked("predict", run.folder, tmp_path)
+    asked("export", run.folder, tmp_path, "--stage", "mood", "--to", str(tmp_path / "out"))
+    with pytest.raises(UsageError, match=r"^export: task 'mood' has no LoRA; tasks that have: none$"):
+        asked("export", run.folder, tmp_path, "--stage", "joint", "--to", str(tmp_path / "more"))
+    inside, model = run.folder / "stages" / "joint", run.folder / "model"
+    for wrong, message in (
+        (inside, f"{inside}: is the model after a stage, not the run's folder; give {run.folder} --stage joint"),
+        (model, f"{model}: is the model of a run, not the run's folder; give {run.folder}"),
+        (tmp_path, f"{tmp_path}: is not a run folder (it has no experiment.toml)"),
+    ):
+        for command in ("predict", "evaluate"):
+            with pytest.raises(ModelFileError) as misplaced:
+                asked(command, wrong, tmp_path, "--stage", "mood")
+            assert str(misplaced.value) == message
+
+
+def asked(command: str, folder: Path, beside: Path, *more: str) -> str:
+    """What the program says on stdout, about the task mood where there is a choice; its error is raised."""
+    task = {"predict": ["--task", "mood", "--probabilities", str(beside / "in.jsonl")], "export": ["--task", "mood"]}
+    answer = CliRunner().invoke(app, [command, str(folder), *task.get(command, []), *more])
+    if answer.exception is not None:
+        raise answer.exception
+    return answer.stdout
 
 
 # what is told
@@ -283,7 +311,7 @@ def test_the_command_tells_what_trains_and_the_metrics_before_and_after(
     assert f"{silent}; LoRA or adapters change what it gives, so its states are not kept" in answer.stderr
 
 
-def test_an_encoder_without_products_of_its_own_is_refused_before_any_data_are_read(
+def test_an_encoder_of_an_unknown_layout_is_refused_before_any_data_are_read(
     tiny_encoder: Path,
 ) -> None:
     from transformers import DebertaConfig  # the first version: query, key and value are one product
@@ -296,7 +324,7 @@ def test_an_encoder_without_products_of_its_own_is_refused_before_any_data_are_r
         check_encoder(experiment, architecture)
     (problem,) = caught.value.problems
     assert problem.where == "stages.1.train"
-    assert "lora, adapters: the layers of model_type 'deberta' have no products of their own" in problem.what
+    assert "lora, adapters: smoothtune does not know where the layers of model_type 'deberta' have" in problem.what
 
 
 # states of a frozen encoder

@@ -1,4 +1,4 @@
-"""Encoders of transformers behind the seam: five families, each made from its configuration."""
+"""Encoders of transformers behind the seam: six families, each made from its configuration."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from transformers import (
     ElectraConfig,
     GPT2Config,
     ModernBertConfig,
+    MPNetConfig,
     RobertaConfig,
     T5Config,
 )
@@ -36,6 +37,7 @@ CONFIGS = {
         vocab_size=60, dim=16, n_layers=2, n_heads=2, hidden_dim=24, max_position_embeddings=24, initializer_range=0.2
     ),
     "electra": ElectraConfig(**LIMITED, embedding_size=8),
+    "mpnet": MPNetConfig(**LIMITED, pad_token_id=1),
 }
 families = pytest.mark.parametrize("family", list(CONFIGS))
 
@@ -166,7 +168,7 @@ def test_hooks_are_removed_after_an_error() -> None:
 
 def test_limits() -> None:
     limits = {family: build(family).max_tokens for family in CONFIGS}
-    assert limits == {"roberta": 22, "deberta": 24, "modernbert": None, "distilbert": 24, "electra": 24}
+    assert limits == {"roberta": 22, "deberta": 24, "modernbert": None, "distilbert": 24, "electra": 24, "mpnet": 22}
     with pytest.raises(UsageError, match=r"a row of 23 tokens is longer than the 22 this checkpoint can read"):
         build("roberta")(ragged("roberta", length=23))
     assert build("roberta").eval()(ragged("roberta", length=22)).states.isfinite().all()

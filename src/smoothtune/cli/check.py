@@ -125,6 +125,9 @@ def _warnings(report: CheckReport) -> Iterator[str]:
     if report.adapted:
         why = "LoRA or adapters change what it gives, so its states are not kept"
         yield f"note: {_stages(report.adapted)}: {silent}; {why} and every step encodes"
+    for slow in report.slow_starts:
+        rises = f"its rate rises for {slow.warmup:g} of its {slow.epochs} epochs and its patience is {slow.patience}"
+        yield f"warning: stage {slow.stage}: {rises}: it may end before its rate is at its peak"
     for where, leaks in _leaks(report):
         yield from (f"warning: {where}: {what}" for what in _leak_texts(leaks))
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from smoothtune.cli.options import Json, RunFolder
+from smoothtune.cli.options import Json, RunFolder, Stage
 
 if TYPE_CHECKING:
     from smoothtune.workflow.evaluate import Evaluation
@@ -27,10 +27,7 @@ def evaluate(
         Optional[str],  # noqa: UP045
         typer.Option("--split", help="train, dev or test of the experiment; default: dev."),
     ] = None,
-    stage: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option("--stage", metavar="NAME", help="The model after this stage; default: after the last."),
-    ] = None,
+    stage: Stage = None,
     words_alone: Annotated[
         bool, typer.Option("--words-alone", help="Beside it, a TF-IDF baseline trained on the same rows.")
     ] = False,

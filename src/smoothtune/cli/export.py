@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from smoothtune.cli.options import RunFolder
+from smoothtune.cli.options import RunFolder, Stage
 from smoothtune.errors import UsageError
 
 FORMATS = ("peft",)
@@ -20,6 +20,7 @@ def export(
     form: Annotated[
         str, typer.Option("--format", help="peft: FOLDER/encoder for transformers, FOLDER/lora for peft.")
     ] = "peft",
+    stage: Stage = None,
 ) -> None:
     """Export a task's LoRA and its encoder for other libraries.
 
@@ -27,13 +28,15 @@ def export(
     Examples:
       smoothtune export runs/first --task sst --to exported/sst
       smoothtune export runs/first --task sts --to exported/sts --format peft
+      smoothtune export runs/first --stage sts --task sts --to exported/sts
     """  # noqa: D301 - click reads \b
     if form not in FORMATS:
         raise UsageError(f"--format: got {form!r}, expected {', '.join(FORMATS)}")
     from smoothtune.inference.model import Model
     from smoothtune.integrations import peft
+    from smoothtune.workflow.stage_folders import model_of
 
-    done = peft.export(Model.load(run, device="cpu"), task, to)
+    done = peft.export(Model.load(model_of(run, stage), device="cpu"), task, to)
     typer.echo(f"encoder\t{done.encoder}")
     typer.echo(f"lora\t{done.lora}")
     if done.without_adapters:

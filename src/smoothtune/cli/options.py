@@ -22,6 +22,10 @@ Set = Annotated[
     typer.Option("--set", metavar="PATH=VALUE", help="Override a value, e.g. stages.0.stop.max_epochs=2. Repeatable."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+Stage = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--stage", metavar="NAME", help="The model after this stage; default: after the last."),
+]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 Allow = Annotated[
     Optional[list[str]],  # noqa: UP045

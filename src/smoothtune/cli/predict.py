@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from smoothtune.cli.options import RunFolder
+from smoothtune.cli.options import RunFolder, Stage
 
 
 def predict(
@@ -43,6 +43,7 @@ def predict(
             help="JSON file of rows, tasks and the measured precision; default: OUT.report.json, none for stdout.",
         ),
     ] = None,
+    stage: Stage = None,
 ) -> None:
     """Predict tasks for every row of a file, in order, in constant memory.
 
@@ -54,6 +55,7 @@ def predict(
       smoothtune predict runs/first --task sst reviews.tsv --out answers.tsv
       smoothtune predict runs/first --task quora pairs.csv --probabilities --format jsonl
       smoothtune predict runs/first --task sst,polite reviews.tsv
+      smoothtune predict runs/first --stage joint --task sst reviews.tsv
       cat reviews.tsv | smoothtune predict runs/first --task sst
     """  # noqa: D301 - click reads \b
     from smoothtune.workflow.predict import predict_file
@@ -68,6 +70,7 @@ def predict(
         input_form=input_form,
         precision=precision,
         report=report,
+        stage=stage,
     )
     for note in done.notes:
         typer.echo(note, err=True)

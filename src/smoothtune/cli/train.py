@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -129,6 +130,7 @@ class Watcher:
         self._said = 0.0
         self._drawn = 0.0
         self._explained: set[str] = set()
+        self._partial = False  # whether the stage has fewer tasks than the experiment
 
     def close(self) -> None:
         """Take the bar away, whatever ended the run: the terminal's cursor comes back with it."""
@@ -171,22 +173,30 @@ class Watcher:
             self._console.print(f"warning: {event}", soft_wrap=True, markup=False)
         elif isinstance(event, StageEnd):
             self._take_bar_away()
-            self._console.print(f"stage {event.stage} ended: {event.reason}; best {event.metric} {event.best:.4f}")
-            self._console.print(f"  {_change(event)}", soft_wrap=True)
+            metric = event.metric
+            if metric in ("score", "plain_mean"):
+                metric = self._of_tasks(metric, event.after)
+            self._console.print(
+                f"stage {event.stage} ended: {event.reason}; best {metric} {event.best:.4f}", soft_wrap=True
+            )
+            self._console.print(f"  {_change(event, self._of_tasks('score', event.after))}", soft_wrap=True)
         elif isinstance(event, RunEnd):
             self._explain(event.undefined)
 
     def _begin(self, event: Any) -> None:
-        share = event.trained / event.parameters
+        share = _percent(event.trained / event.parameters)
         tasks = ", ".join(event.tasks)
         self._console.print(
             f"stage {event.stage}: {tasks}; {event.steps:,} steps in {event.dtype}; "
-            f"trains {event.trained:,} of {event.parameters:,} parameters ({share:.1%})",
+            f"trains {event.trained:,} of {event.parameters:,} parameters ({share})",
             soft_wrap=True,
         )
         parts = ", ".join(f"{part} {count:,}" for part, count in event.trains.items())
         rest = "; all else is frozen" if event.trained < event.parameters else ""
         self._console.print(f"  {parts}{rest}", soft_wrap=True)
+        for line in _changed(event.others):
+            self._console.print(f"  {line}", soft_wrap=True)
+        self._partial = bool(event.others)
         self._losses, self._said, self._drawn = {}, 0.0, 0.0
         self._progress.start()
         self._bar = self._progress.add_task(
@@ -257,7 +267,8 @@ class Watcher:
         mark = " (best)" if event.best else ""
         trained = f"epoch {report.epoch + 1}, {report.train_seconds:.0f} s: loss {losses} |"
         begun = trained if report.step else "before the first step:"
-        self._console.print(f"{begun} dev {dev} | score {scores.score:.4f}{mark}", soft_wrap=True)
+        score = self._of_tasks("score", scores)
+        self._console.print(f"{begun} dev {dev} | {score} {scores.score:.4f}{mark}", soft_wrap=True)
         self._explain(scores.undefined)
         rows = [f"{task} {seen.once:,} / {seen.repeated:,} / {seen.unseen:,}" for task, seen in report.coverage.items()]
         if rows:
@@ -269,6 +280,10 @@ class Watcher:
         for task in event.finished:
             self._console.print(f"  {task} finished: its best output is kept")
 
+    def _of_tasks(self, mean: str, scores: Any) -> str:
+        """The name of a mean over the stage's tasks, with these where the experiment has more."""
+        return f"{mean} of {', '.join(scores.main)}" if self._partial else mean
+
     def _explain(self, undefined: Any) -> None:
         """Say once a run why a metric is not a number."""
         for name, why in undefined.items():
@@ -277,12 +292,32 @@ class Watcher:
                 self._console.print(f"  {name} is nan: {why}", soft_wrap=True)
 
 
-def _change(event: Any) -> str:
+def _percent(share: float) -> str:
+    """Two significant digits of a small share, else one decimal."""
+    digits = 1 - math.floor(math.log10(100 * share))
+    return f"{share:.{max(digits, 1)}%}"
+
+
+def _changed(others: Mapping[str, tuple[str, ...]]) -> Iterator[str]:
+    """One line for the tasks that are not in the stage and go through what it trains."""
+    through: dict[tuple[str, ...], list[str]] = {}
+    for task, parts in others.items():
+        if parts:
+            through.setdefault(parts, []).append(task)
+    for parts, tasks in through.items():
+        names = " and ".join("the encoder" if part == "encoder" else part for part in parts)
+        if len(tasks) == 1:
+            yield f"{tasks[0]} also goes through {names}, and is not in this stage: its answers change"
+        else:
+            yield f"{', '.join(tasks)} also go through {names}, and are not in this stage: their answers change"
+
+
+def _change(event: Any, score: str) -> str:
     """The dev metrics of the stage's tasks before and after it; before there may have been no result."""
     after = event.after.main
     if event.before is None:
         values = "  ".join(f"{task} {value:.3f}" for task, value in after.items())
-        return f"dev after it: {values} | score {event.after.score:.4f} (it began with untrained parts)"
+        return f"dev after it: {values} | {score} {event.after.score:.4f} (it began with untrained parts)"
     before = event.before.main
     values = "  ".join(f"{task} {before[task]:.3f} -> {value:.3f}" for task, value in after.items())
-    return f"dev before -> after: {values} | score {event.before.score:.4f} -> {event.after.score:.4f}"
+    return f"dev before -> after: {values} | {score} {event.before.score:.4f} -> {event.after.score:.4f}"

@@ -43,6 +43,9 @@ class LoraOptions(Options):
 
 
 class AdapterOptions(Options):
-    """Bottlenecks after attention and after the MLP of every layer (Houlsby et al., 2019, section 2.1)."""
+    """Bottlenecks after attention and after the MLP of every layer (Houlsby et al., 2019, section 2.1).
+
+    The paper also trains new LayerNorm parameters for each task; here these stay the encoder's, which all tasks share.
+    """
 
     size: int = Field(64, ge=1, le=8192, description="width of the bottleneck")

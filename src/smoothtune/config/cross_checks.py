@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import Literal, get_args
 
-from smoothtune.config.adaptations import AdapterOptions, LoraOptions
 from smoothtune.config.experiment import Experiment, kind_of, trunk_name, trunk_options
 from smoothtune.config.problems import near
 from smoothtune.config.regulariser_checks import regulariser_problems
-from smoothtune.config.stage import START, Stage
+from smoothtune.config.selectors import layers_of, repetitions
+from smoothtune.config.stage import START, Rates, Stage
 from smoothtune.errors import Problem
-
-_LAYERS = re.compile(r"encoder\.layers\.(?P<first>[0-9]+)(-(?P<last>[0-9]+))?")
 
 
 def cross_checks(experiment: Experiment) -> list[Problem]:
@@ -74,13 +71,10 @@ def _weight_problems(experiment: Experiment) -> Iterator[Problem]:
 
 
 def _adaptation_problems(experiment: Experiment) -> Iterator[Problem]:
-    """Options of LoRA or adapters that no stage trains; a run's experiment.toml writes out the defaults all the same."""
-    parts: tuple[tuple[Literal["lora", "adapters"], bool], ...] = (
-        ("lora", experiment.lora != LoraOptions()),
-        ("adapters", experiment.adapters != AdapterOptions()),
-    )
-    for part, given in parts:
-        if given and not any(stage.adapted(part, experiment.stage_tasks(stage)) for stage in experiment.stages):
+    """Options of LoRA or adapters that no stage trains, whatever they say."""
+    parts: tuple[Literal["lora", "adapters"], ...] = ("lora", "adapters")
+    for part in parts:
+        if part in experiment.model_fields_set and not experiment.adapts(part):
             yield Problem(
                 part, f'is read only by stages that train it, and none does; add "{part}" to a stage\'s `train`'
             )
@@ -119,13 +113,19 @@ def _stage_problems(experiment: Experiment, stage: Stage, path: str) -> Iterator
         yield Problem(f"{path}.weighting", f"a weighting stands twice in {', '.join(stage.weighting)}")
     if not unknown:
         yield from _selector_problems(experiment, stage, path)
+        yield from _rate_problems(stage, path)
         yield from regulariser_problems(experiment, stage, path)
 
 
-def layers_of(selector: str) -> tuple[int, int] | None:
-    """The first and last layer that `encoder.layers.A` or `encoder.layers.A-B` names; None for other selectors."""
-    layers = _LAYERS.fullmatch(selector)
-    return None if layers is None else (int(layers["first"]), int(layers["last"] or layers["first"]))
+def _rate_problems(stage: Stage, path: str) -> Iterator[Problem]:
+    """Rates that nothing reads. A table that names all parts is what one number, or a written-out experiment, stands for."""
+    given = stage.learning_rate.model_fields_set
+    for part in sorted(given - {*stage.rates_read}) if given < {*Rates.model_fields} else ():
+        what = f"is read only by a stage that trains something there, and this one trains {', '.join(stage.train)}"
+        yield Problem(f"{path}.learning_rate.{part}", f"{what}; remove it")
+    if stage.layer_decay != 1 and not stage.trains_encoder:
+        what = f"got {stage.layer_decay:g}, but this stage trains nothing in the encoder"
+        yield Problem(f"{path}.layer_decay", f"{what}; remove it")
 
 
 def _metrics(experiment: Experiment, task: str) -> tuple[str, ...]:
@@ -148,3 +148,6 @@ def _selector_problems(experiment: Experiment, stage: Stage, path: str) -> Itera
         if selector not in known or selector == "encoder.layers.A-B":
             hint = near(selector, known)
             yield Problem(f"{path}.train", f"nothing is called {selector!r} here; known: {', '.join(known)}.{hint}")
+    for selector, other in repetitions(stage.train):
+        what = "stands twice" if selector == other else f"is part of {other!r}, which stands there too"
+        yield Problem(f"{path}.train", f"{selector!r} {what}; remove it")

@@ -115,6 +115,10 @@ class Experiment(Options):
         """By task, the adapters in the model that stage `number` leaves."""
         return dict.fromkeys(self._adapted("adapters", number), self.adapters)
 
+    def adapts(self, part: Literal["lora", "adapters"]) -> bool:
+        """Whether any stage trains LoRA, or adapters: otherwise nothing reads their options."""
+        return any(stage.adapted(part, self.stage_tasks(stage)) for stage in self.stages)
+
     def _adapted(self, part: Literal["lora", "adapters"], number: int) -> list[str]:
         stages = [self.stages[place] for place in (*self.before(number), number)]
         tasks = {task for stage in stages for task in stage.adapted(part, self.stage_tasks(stage))}

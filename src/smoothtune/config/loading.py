@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tomli_w
 from pydantic import ValidationError
@@ -23,6 +23,7 @@ from smoothtune.errors import ConfigurationError, Problem, UsageError
 
 PACKAGED = Path(__file__).parent / "packaged"
 DATA_VARIABLE = "SMOOTHTUNE_DATA"
+_ADAPTATIONS: tuple[Literal["lora", "adapters"], ...] = ("lora", "adapters")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,23 +87,38 @@ def load(
 
 def validated(table: Mapping[str, Any], headline: str) -> Experiment:
     """The experiment of a table. Raises `ConfigurationError` with every problem found."""
-    try:
-        experiment = Experiment.model_validate(dict(table))
-    except ValidationError as error:
-        raise ConfigurationError(headline, problems_of(error, Experiment)) from None
+    experiment = _parsed(table, headline)
     problems = cross_checks(experiment)
     if problems:
         raise ConfigurationError(headline, problems)
     return experiment
 
 
+def validated_run(table: Mapping[str, Any], headline: str) -> Experiment:
+    """The same of a run's own file, which may write out defaults of LoRA and adapters that no stage trains."""
+    experiment = _parsed(table, headline)
+    idle = {part for part in _ADAPTATIONS if not experiment.adapts(part)}
+    said = {part for part in idle if getattr(experiment, part) == Experiment.model_fields[part].default}
+    return validated({key: value for key, value in table.items() if key not in said}, headline)
+
+
 def to_toml(experiment: Experiment) -> str:
-    """The experiment as TOML with every value written out; reading it gives an equal experiment."""
+    """The experiment as TOML with every value written out that something reads; reading it gives an equal experiment."""
     table = _without_nones(experiment.model_dump(mode="json", by_alias=True))
+    for part in _ADAPTATIONS:
+        if part not in experiment.model_fields_set and not experiment.adapts(part):
+            del table[part]  # a table that nothing reads is refused
     for stage in table["stages"]:
         stage.setdefault("gradient_clip", False)
         del stage["schedule_options"]["kind"]  # `schedule` says it; a second place could contradict it
     return tomli_w.dumps(table)
+
+
+def _parsed(table: Mapping[str, Any], headline: str) -> Experiment:
+    try:
+        return Experiment.model_validate(dict(table))
+    except ValidationError as error:
+        raise ConfigurationError(headline, problems_of(error, Experiment)) from None
 
 
 def _with_encoder_from(experiment: Experiment, base: Path) -> Experiment:

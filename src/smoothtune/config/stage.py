@@ -58,6 +58,12 @@ def _as_tuple(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
+def _as_selection(value: Any) -> Any:
+    if isinstance(value, list | tuple) and not value:
+        raise ValueError('names nothing; name what learns, for example ["encoder", "trunks", "outputs"]')
+    return _as_tuple(value)
+
+
 class Stage(Options):
     """One stage of training."""
 
@@ -70,7 +76,7 @@ class Stage(Options):
     ] = None
     train: Annotated[
         tuple[str, ...],
-        BeforeValidator(_as_tuple, json_schema_input_type=str | list[str]),
+        BeforeValidator(_as_selection, json_schema_input_type=str | list[str]),
         Field(
             min_length=1,
             description="what learns: encoder, encoder.embeddings, encoder.layers.A-B, trunks, trunks.NAME, outputs, "
@@ -135,6 +141,13 @@ class Stage(Options):
     def trains_encoder(self) -> bool:
         """Whether anything inside the encoder learns."""
         return any(selector.partition(".")[0] == "encoder" for selector in self.train)
+
+    @property
+    def rates_read(self) -> tuple[str, ...]:
+        """Those of the learning rates that something it trains has."""
+        parts = {selector.partition(".")[0] for selector in self.train}
+        adapts = not parts.isdisjoint(("lora", "adapters"))
+        return tuple(name for name in Rates.model_fields if name in parts or (name == "adaptations" and adapts))
 
     def adapted(self, part: Literal["lora", "adapters"], tasks: tuple[str, ...]) -> tuple[str, ...]:
         """Those of the stage's `tasks` whose LoRA, or adapters, it trains."""

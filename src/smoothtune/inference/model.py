@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -110,6 +111,11 @@ class Model:
         """The names of the tasks it answers."""
         return tuple(self.config.tasks)
 
+    @property
+    def pad_id(self) -> int:
+        """The token id of padding, as the encoder's configuration names it."""
+        return int(self.network.encoder.architecture.get("pad_token_id") or 0)
+
     def kind(self, task: str) -> Kind:
         """The kind of a task. Raises `UsageError` for a task it does not have."""
         self._check((task,))
@@ -146,8 +152,10 @@ class Model:
         """What `predict` gives for each task on texts of its own, by task; all texts are in memory at once.
 
         Batches mix the tasks and go through the encoder once, each row with the LoRA and adapters of its own task: for few
-        texts of many tasks. Raises `UsageError` as `predict` does.
+        texts of many tasks. Raises `UsageError` as `predict` does, and for what is no mapping.
         """
+        if not isinstance(texts, Mapping):
+            raise UsageError(f"texts: got {type(texts).__name__}, expected texts by task: {{task: texts, ...}}")
         self._check(tuple(texts))
         _check_batch_size(batch_size)
         rows = {task: list(checked_rows(task, given, self.text_count((task,)))) for task, given in texts.items()}
@@ -158,6 +166,22 @@ class Model:
             for task, logits in answer_mixed(self.network, examples, dtype=dtype, batch_size=batch_size).items():
                 found[task] = self._read(task, logits).values
         return found
+
+    @contextmanager
+    def merged(self, task: str) -> Iterator[Model]:
+        """Inside, the task's LoRA is in the encoder's weights and costs no time (Hu et al., 2021, section 4.1).
+
+        No other task answers meanwhile, and nothing is exported. The weights that were there are kept aside and put back
+        in the end, also after an error: every bit is as before. The task's adapters, if it has any, run as they do. Not
+        for threads that share the model. Raises `UsageError` for a task that is unknown or has no LoRA, and while one is
+        merged.
+        """
+        self._check((task,))
+        self.network.merge(task)
+        try:
+            yield self
+        finally:
+            self.network.unmerge()
 
     def predict_probabilities(self, task: str, texts: Texts, *, batch_size: int | None = None) -> np.ndarray:
         """Class probabilities (N, C), columns in the order of `labels[task]`. Raises `UsageError` for a regression."""
@@ -224,8 +248,7 @@ class Model:
         columns = in_memory(encode(self.tokenizer, rows, reads, longest))
         self._check_ids(columns)
         numbers = np.arange(len(rows), dtype=np.int32)
-        pad_id = int(self.network.encoder.architecture.get("pad_token_id") or 0)
-        return Examples(task, reads, columns, None, numbers, numbers, pad_id=pad_id, limit=longest)
+        return Examples(task, reads, columns, None, numbers, numbers, pad_id=self.pad_id, limit=longest)
 
     def _check_ids(self, columns: Sequence[TokenColumn]) -> None:
         """Raise `ModelFileError` for a token that the encoder does not know: the tokenizer is of another model."""

@@ -16,6 +16,8 @@ def checked_rows(task: str, texts: Texts, wanted: int) -> Iterator[tuple[str, ..
     """Rows of `wanted` texts, 1 or 2. Raises `UsageError` naming `task` and the number of what is none or is empty."""
     if isinstance(texts, str):
         raise UsageError(f"task {task!r}: expected a list of texts, got one string")
+    if not isinstance(texts, Iterable):
+        raise UsageError(f"task {task!r}: expected a list of texts, got {type(texts).__name__}")
     for number, item in enumerate(texts):
         several = isinstance(item, Sequence | np.ndarray) and not isinstance(item, str)
         row: tuple[Any, ...] = tuple(item) if several else (item,)

@@ -15,11 +15,13 @@ from torch import Tensor
 from smoothtune.errors import UsageError
 from smoothtune.files import folder_aside
 from smoothtune.inference.model import Model
+from smoothtune.integrations.tokenizer_config import tokenizer_config
 from smoothtune.nn.encoder import Encoder
 from smoothtune.nn.lora import Lora
 from smoothtune.tensor_file import save_tensors
 
 _PREFIX = "base_model.model"
+_SEGMENTS = "embeddings.token_type_embeddings.weight"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +40,9 @@ class Exported:
 def export(model: Model, task: str, folder: str | Path) -> Exported:
     """Write `folder`/encoder and `folder`/lora, which gives the token states of the task's pass without adapters.
 
-    Weights keep transformers' names. Raises `UsageError` for a task that has no LoRA or is unknown, while a LoRA is merged,
-    and for a folder that exists.
+    Weights keep transformers' names; `AutoTokenizer` reads texts as the model does. The LoRA names its encoder by an
+    absolute path: where the folders were moved, give the encoder to `PeftModel.from_pretrained`. Raises `UsageError` for
+    a task that has no LoRA or is unknown, while a LoRA is merged, and for a folder that exists.
     """
     network, target = model.network, Path(folder)
     model.kind(task)
@@ -51,15 +54,23 @@ def export(model: Model, task: str, folder: str | Path) -> Exported:
         raise UsageError(f"{target}: exists already; an export never overwrites: remove it or give another folder")
     with folder_aside(target) as aside:
         _write_encoder(aside / "encoder", network.encoder, model)
-        _write_lora(aside / "lora", network.encoder, network.lora[task], base=target / "encoder")
+        _write_lora(aside / "lora", network.encoder, network.lora[task], base=(target / "encoder").absolute())
     return Exported(target / "encoder", target / "lora", task in network.adapters)
 
 
 def _write_encoder(folder: Path, encoder: Encoder, model: Model) -> None:
     folder.mkdir()
     _write_json(folder / "config.json", {"model_type": "bert", **encoder.architecture})
-    _write_state(folder / "model.safetensors", encoder.hub_state())
+    state = encoder.hub_state()
+    _write_state(folder / "model.safetensors", state)
     model.tokenizer.save(str(folder / "tokenizer.json"))
+    described = tokenizer_config(
+        model.tokenizer,
+        pad_id=model.pad_id,
+        max_length=model.config.encoder.max_length,
+        segments=_SEGMENTS in state and len(state[_SEGMENTS]) > 1,
+    )
+    _write_json(folder / "tokenizer_config.json", described)
 
 
 def _write_lora(folder: Path, encoder: Encoder, lora: Lora, *, base: Path) -> None:

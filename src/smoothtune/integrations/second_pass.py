@@ -68,13 +68,15 @@ def logits_in(outputs: Any, *, after: int = 0) -> Tensor:
 
 def embeddings_of(model: nn.Module) -> nn.Module:
     """The module whose output is perturbed. Raises `UsageError` for a model that has none of the known form."""
-    base = getattr(model, "base_model", None)
+    inside: Any = getattr(model, "get_base_model", None)  # of a PeftModel, whose own `base_model` is something else
+    bare = model if inside is None else inside()
+    base = getattr(bare, "base_model", None)
     # ELECTRA and its kin bring narrow embeddings to the width of the layers in a module of their own.
     for name in ("embeddings_project", "embeddings"):
         found = getattr(base, name, None)
         if isinstance(found, nn.Module):
             return found
     raise UsageError(
-        f"smoothness: {type(model).__name__} has no module base_model.embeddings; "
+        f"smoothness: {type(bare).__name__} has no module base_model.embeddings; "
         "choose an encoder with a classification head, such as BERT, RoBERTa, DeBERTa or DistilBERT"
     )

@@ -18,11 +18,10 @@ from torch import Tensor, nn
 from transformers import Trainer
 from transformers.trainer_utils import get_last_checkpoint
 
-from smoothtune.errors import UsageError
-from smoothtune.integrations.second_pass import SecondPass, embeddings_of, logits_in
+from smoothtune.integrations.second_pass import SecondPass, logits_in
+from smoothtune.integrations.transformers_settings import smoothness_for
 from smoothtune.runtime.generators import Generators
 from smoothtune.smoothness import Clean, Measured, Smoothness
-from smoothtune.types import Kind
 
 _MEMORY = "smoothness.json"
 
@@ -30,19 +29,19 @@ _MEMORY = "smoothness.json"
 class SmoothTrainer(Trainer):  # type: ignore[misc]
     """`Trainer` with one more argument: `smoothness`, a preset's name, a `Smoothness`, or None for the plain Trainer.
 
-    For encoders with a sequence-classification head (BERT, RoBERTa, DeBERTa, DistilBERT, ELECTRA and their kin). A name
-    is for classification, and for one logit with a binary loss; a model with one regression output needs its label range:
-    `Smoothness("regression", range=(0, 5))`. `weight` is relative to the loss of a batch, whatever gradient accumulation
-    does to it. Logs hold `smoothness`, the mean term before its weight, beside `loss`, which contains the weighted term; the
-    first one also holds what lies in it on the first batch (`Measured`), and what is wrong with that is a warning.
-    Evaluation is the Trainer's own. By operations a training step costs 8/3 of the Trainer's.
+    For encoders with a sequence-classification head (BERT, RoBERTa, DeBERTa, DistilBERT, ELECTRA and their kin), bare or
+    in a `PeftModel`. A name is for classification, and for one logit with a binary loss; a model with one regression
+    output needs its label range: `Smoothness("regression", range=(0, 5))`. `weight` is relative to the loss of a batch,
+    whatever gradient accumulation does to it. Logs hold `smoothness`, the mean term before its weight, beside `loss`, which
+    contains the weighted term; the first one also holds what lies in it on the first batch (`Measured`), and what is wrong
+    with that is a warning. Evaluation is the Trainer's own. By operations a training step costs 8/3 of the Trainer's.
 
     Raises `UsageError` for models and arguments with which the term would not be what it says.
     """
 
     def __init__(self, *args: Any, smoothness: str | Smoothness | None = "exact", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.smoothness = None if smoothness is None else self._made(smoothness)
+        self.smoothness = None if smoothness is None else smoothness_for(self.model, self.args, smoothness)
         self._terms: list[float] = []
         self._per_item: bool | None = None
         self._measured: dict[str, float] | None = None
@@ -110,7 +109,7 @@ class SmoothTrainer(Trainer):  # type: ignore[misc]
     def _told(self, measured: Measured) -> dict[str, float]:
         """What the first training log holds; what is wrong is said at once."""
         assert self.smoothness is not None
-        for fault in measured.faults(self.smoothness.options.dropout):
+        for fault in measured.faults():
             warnings.warn(f"smoothness: {fault}", stacklevel=2)
         return {f"smoothness_{name}": value for name, value in asdict(measured).items()}
 
@@ -138,43 +137,3 @@ class SmoothTrainer(Trainer):  # type: ignore[misc]
                 halved = super().compute_loss(model, dict(inputs), False, 2 * items)
             self._per_item = bool(torch.isclose(2 * halved, loss.detach(), rtol=1e-3))
         return processes * (inputs["labels"].ne(-100).sum() / items if self._per_item else 1.0)
-
-    def _made(self, smoothness: str | Smoothness) -> Smoothness:
-        """The object, after a look at what would make it untrue."""
-        kind = kind_of(self.model.config)
-        embeddings_of(self.model)
-        if isinstance(smoothness, str):
-            if kind == "regression":
-                raise UsageError(
-                    f"smoothness: got {smoothness!r} for a model with one regression output; its label range is needed: "
-                    f'smoothness=Smoothness("regression", preset={smoothness!r}, range=(lowest, highest))'
-                )
-            smoothness = Smoothness(kind, preset=smoothness)
-        if smoothness.kind != kind:
-            raise UsageError(
-                f"smoothness: got kind {smoothness.kind!r}, but the model's problem_type and num_labels say {kind!r}; "
-                f"make it Smoothness({kind!r}, ...) or set model.config.problem_type"
-            )
-        for given, why in (
-            (self.args.fp16, "fp16=True: the search's gradients are too small for it; use bf16=True or neither"),
-            (self.args.n_gpu > 1, "several GPUs in one process: start one process per GPU, with torchrun"),
-            (self.args.torch_compile, "torch_compile=True: its dropout masks cannot be drawn again; leave it out"),
-        ):
-            if given:
-                raise UsageError(f"smoothness does not work with {why}")
-        return smoothness
-
-
-def kind_of(config: Any) -> Kind:
-    """The kind of a model's task, by `problem_type` and `num_labels`. Raises `UsageError` where no divergence belongs to it."""
-    problem, labels = config.problem_type, config.num_labels
-    if problem == "multi_label_classification" and labels == 1:
-        return "binary"
-    if problem == "single_label_classification" or (problem is None and labels > 1):
-        return "classification"
-    if problem in (None, "regression") and labels == 1:
-        return "regression"
-    raise UsageError(
-        f"smoothness: got a model with problem_type {problem!r} and num_labels {labels}; "
-        "it is for one label of several classes, one binary logit, or one number"
-    )

@@ -77,6 +77,8 @@ def write_model_folder(
 
 def read_model_folder(folder: Path) -> ModelFolder:
     """The model of a folder, in eval mode. Raises `ModelFileError` naming the file that is missing or does not fit."""
+    if not folder.exists():
+        raise ModelFileError(f"{folder}: there is no such folder; give a run folder or a model folder")
     if not (folder / "config.toml").is_file():
         raise ModelFileError(f"{folder}: is not a model folder (it has no config.toml); give RUN/model or a run folder")
     _check_tokenizer(folder / "tokenizer.json")

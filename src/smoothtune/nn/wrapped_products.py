@@ -36,21 +36,34 @@ _LAYOUTS: tuple[dict[Target, str], ...] = (
         "up": "ffn.lin1",
         "down": "ffn.lin2",
     },
+    # MPNet
+    {
+        "query": "attention.attn.q",
+        "key": "attention.attn.k",
+        "value": "attention.attn.v",
+        "output": "attention.attn.o",
+        "up": "intermediate.dense",
+        "down": "output.dense",
+    },
 )
 # The product whose result an adapter at a site reads.
 _BEFORE: dict[Target, Site] = {"output": "attention", "down": "output"}
 
 
 def product_names(block: nn.Module, model_type: str) -> Mapping[Target, str]:
-    """The paths of the products inside a layer. Raises `UsageError` where they are not six layers of torch."""
+    """The paths of the products inside a layer.
+
+    Raises `UsageError` for an unknown layout. Layouts where one product serves several (ModernBERT's Wqkv, the first
+    DeBERTa's in_proj) are not known.
+    """
     inside = {path for path, module in block.named_modules() if isinstance(module, nn.Linear)}
     for layout in _LAYOUTS:
         if inside >= set(layout.values()):
             return layout
     raise UsageError(
-        f"lora, adapters: the layers of model_type {model_type!r} have no products of their own for query, key, value, "
-        "output, up and down; choose an encoder such as BERT, RoBERTa, ELECTRA, DistilBERT or DeBERTa v2 or v3, or train "
-        "neither"
+        f"lora, adapters: smoothtune does not know where the layers of model_type {model_type!r} have their products for "
+        "query, key, value, output, up and down; it knows BERT, RoBERTa, ELECTRA, DistilBERT, MPNet, DeBERTa v2 and v3, and "
+        "what is built like them; choose such an encoder, or train neither"
     )
 
 

@@ -61,6 +61,11 @@ def search_of(regulariser: Regulariser) -> Search | None:
     return Search(found, layer, "2", "text", masks, radius=options.radius, compares=False)
 
 
+def in_words(times: float) -> str:
+    """A large factor with one digit that counts, written out: 400,000."""
+    return f"{float(f'{times:.1g}'):,.0f}"
+
+
 def dropout_part(look: Look) -> dict[str, float]:
     """`dropout`: the mean divergence between the clean pass and one with new masks and no perturbation."""
     with torch.no_grad():

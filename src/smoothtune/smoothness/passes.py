@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from typing import NoReturn, Protocol
@@ -15,7 +16,21 @@ from smoothtune.objective.divergences import divergence, one_sided_divergence
 from smoothtune.objective.look import Distribution, DropoutMode, Look
 from smoothtune.runtime.generators import Generators, seeded
 from smoothtune.runtime.random import drawn, stream_number
+from smoothtune.smoothness.shapes import checked_answer, checked_mask, checked_x, flat_logits
 from smoothtune.types import Kind
+
+_UNUSED = (
+    "does not use the x that it is given, or cuts its gradient; "
+    "compute the logits from its argument, without torch.no_grad() and detach()"
+)
+# What is wrong with a function, by how torch tells of it.
+_FAULTS = {
+    "appears to not have been used in the graph": _UNUSED,
+    "does not require grad and does not have a grad_fn": _UNUSED,
+    "torch.utils.checkpoint is incompatible with .grad()": (
+        "has reentrant checkpoints, which pass no gradient of the input alone; set use_reentrant=False"
+    ),
+}
 
 
 class Run(Protocol):
@@ -48,21 +63,17 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 
 
 def clean_pass(forward: Callable[[Tensor], Tensor], x: Tensor) -> Clean:
-    """Run `forward` on `x`, (B, T, D) or (B, D). Raises `UsageError` for other shapes and for integers."""
-    if x.ndim not in (2, 3) or not x.is_floating_point():
-        raise UsageError(
-            f"x: got {x.dtype} of shape {tuple(x.shape)}, expected floats (B, T, D) or (B, D); "
-            "pass embeddings or features, not token ids"
-        )
+    """Run `forward` on `x`, (B, T, D) or (B, D). Raises `UsageError` for another `x`, and for answers that are no tensor."""
+    x = checked_x(x)
 
     def run(perturbation: Tensor | None, *, learn: bool) -> Tensor:
         start = x if learn else x.detach()
         if perturbation is not None:
             start = (start + perturbation.reshape(x.shape)).to(x.dtype)
-        return forward(start)
+        return checked_answer(forward(start))
 
     generators = Generators.now(x.device)
-    logits = forward(x)
+    logits = checked_answer(forward(x))
     return Clean(run, x.detach().reshape(len(x), -1, x.shape[-1]), logits, generators, compute_dtype(x))
 
 
@@ -83,8 +94,8 @@ def looked(
         kind=kind,
         logits_of=_LogitsOf(clean, kind, lambda: stream_number(*stream, next(numbers))),
         states_at=lambda layer: clean.states,
-        mask=_checked_mask(mask, clean.states),
-        logits=_flat(clean.logits, kind),
+        mask=checked_mask(mask, clean.states),
+        logits=flat_logits(clean.logits, kind, len(clean.states)),
         divergence=lambda a, b: divergence(kind, a, b, span=span),
         one_sided=lambda p, q: one_sided_divergence(kind, p, q, span=span),
         loss_of=lambda logits: _unknown("labels"),
@@ -93,6 +104,18 @@ def looked(
         narrowed=lambda rows: _unknown("rows"),
         progress=progress,
     )
+
+
+@contextmanager
+def searching() -> Iterator[None]:
+    """A search along the gradient runs inside. Raises `UsageError` where the function has none to what is perturbed."""
+    try:
+        yield
+    except RuntimeError as error:
+        for told, fault in _FAULTS.items():
+            if told in str(error):
+                raise UsageError(f"forward: {fault}") from error
+        raise
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,35 +140,9 @@ class _LogitsOf:
         generators = self.clean.generators
         fresh = dropout == "fresh"
         with seeded(self.new_stream(), generators.device) if fresh else generators.again():
-            return _flat(self.clean.run(perturbation, learn=learn), self.kind)
+            logits = self.clean.run(perturbation, learn=learn)
+        return flat_logits(logits, self.kind, len(self.clean.states))
 
 
 def _unknown(what: str) -> NoReturn:
     raise UsageError(f"smoothness of a function knows nothing of {what}; use a stage's regularisers for this one")
-
-
-def _checked_mask(mask: Tensor | None, states: Tensor) -> Tensor:
-    if mask is None:
-        return torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
-    if mask.shape != states.shape[:2]:
-        raise UsageError(
-            f"mask: got shape {tuple(mask.shape)}, expected {tuple(states.shape[:2])}, one number per token: "
-            "True or 1 for real tokens"
-        )
-    return mask.to(states.device, torch.bool)
-
-
-def _flat(logits: Tensor, kind: Kind) -> Tensor:
-    """(B, C) for classification, else (B,)."""
-    if kind == "classification":
-        if logits.ndim == 2 and logits.shape[1] > 1:
-            return logits
-        raise UsageError(
-            f"logits: got shape {tuple(logits.shape)}, expected (B, C) with two classes or more; "
-            'for one logit per example use kind "binary" or "regression"'
-        )
-    if logits.ndim == 1 or (logits.ndim == 2 and logits.shape[1] == 1):
-        return logits.reshape(-1)
-    raise UsageError(
-        f'logits: got shape {tuple(logits.shape)}, expected (B,) or (B, 1) for kind {kind!r}; use "classification" for more'
-    )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any, SupportsFloat, get_args
 
 from pydantic import ValidationError
 
@@ -17,6 +17,7 @@ from smoothtune.errors import ConfigurationError, Problem, UsageError
 from smoothtune.types import Kind
 
 _HEADLINE = "smoothness: these options cannot be used:"
+_ENDS = "expected two finite numbers, the lower first, such as (0, 5)"
 _NOT_HERE = {
     "name": "the term is returned, not stored under a name; leave it out",
     "tasks": "there is one task here; leave it out, and call it for the batches that it is for",
@@ -58,6 +59,22 @@ def checked_span(kind: Kind, given: tuple[float, float] | None) -> float:
         return 1.0
     if given is None:
         raise UsageError("range: is missing; regression needs the lowest and highest label, such as range=(0, 5)")
-    if len(given) != 2 or not math.isfinite(given[0]) or not math.isfinite(given[1]) or given[0] >= given[1]:
-        raise UsageError(f"range: got {given!r}, expected two finite numbers, the lower first, such as (0, 5)")
-    return float(given[1] - given[0])
+    if not (
+        isinstance(given, tuple | list) and len(given) == 2 and all(isinstance(end, SupportsFloat) for end in given)
+    ):
+        raise UsageError(f"range: got {given!r}, {_ENDS}")
+    low, high = float(given[0]), float(given[1])
+    if not (-math.inf < low < high < math.inf):
+        raise UsageError(f"range: got {given!r}, {_ENDS}")
+    return high - low
+
+
+def checked_progress(given: float | None, warmup: float) -> float:
+    """The share of training that is done, 0 to 1; 0 where nothing reads it and none is given. Raises `UsageError`."""
+    if given is None and warmup > 0:
+        raise UsageError("progress: is missing; with `warmup` pass the share of training that is done, 0 to 1")
+    if given is None:
+        return 0.0
+    if not isinstance(given, SupportsFloat) or not 0 <= float(given) <= 1:
+        raise UsageError(f"progress: got {given!r}, expected the share of training that is done, 0 to 1: step / steps")
+    return float(given)

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from smoothtune.errors import UsageError
-from smoothtune.objective.measuring import Search, dropout_part, perturbation_parts
+from smoothtune.objective.measuring import dropout_part, perturbation_parts, search_of
 from smoothtune.objective.regularisers import Term
 from smoothtune.objective.smoothness import Smoothness as Measure
 from smoothtune.runtime.generators import kept
 from smoothtune.smoothness.measured import Measured
-from smoothtune.smoothness.passes import Clean, clean_pass, looked
-from smoothtune.smoothness.settings import checked, checked_span
+from smoothtune.smoothness.passes import Clean, clean_pass, looked, searching
+from smoothtune.smoothness.settings import checked, checked_progress, checked_span
+from smoothtune.smoothness.shapes import checked_x
 from smoothtune.types import Kind
 
 
@@ -63,15 +63,15 @@ class Smoothness:
 
         `x` is (B, T, D), embeddings of which `mask` (B, T) tells the real tokens (True or 1), or (B, D), features. `forward`
         is called with tensors of this shape alone. `progress`, the share of training that is done (0 to 1), is needed with
-        `warmup`. Raises `UsageError` for shapes that do not fit.
+        `warmup`. Raises `UsageError` for shapes that do not fit, a `forward` that returns no tensor or does not use what it is
+        given, and a `progress` outside 0 to 1.
         """
         clean = clean_pass(forward, x)
         return clean.logits, self.term(clean, mask, progress=progress)
 
     def term(self, clean: Clean, mask: Tensor | None = None, *, progress: float | None = None) -> Tensor:
         """The weighted term beside a clean pass that has been made; see `__call__`. torch's generators are left as found."""
-        if self.options.warmup > 0 and progress is None:
-            raise UsageError("progress: is missing; with `warmup` pass the share of training that is done, 0 to 1")
+        done = checked_progress(progress, self.options.warmup)
         if not torch.is_grad_enabled():
             raise UsageError(
                 "smoothness is searched along a gradient; under torch.no_grad call the model alone, or measure()"
@@ -83,14 +83,15 @@ class Smoothness:
             self.last = {}
             return clean.logits.new_zeros((), dtype=torch.float32)
         stream = ("smoothness", self._seed, self._calls)
-        look = looked(clean, self.kind, self._span, mask=mask, stream=stream, progress=progress or 0.0)
-        with kept(clean.generators.device):
+        look = looked(clean, self.kind, self._span, mask=mask, stream=stream, progress=done)
+        with kept(clean.generators.device), searching():
             term, self.last = self._regulariser(look)
         return term
 
     def measure(self, forward: Callable[[Tensor], Tensor], x: Tensor, mask: Tensor | None = None) -> Measured:
         """What lies in the term on this batch; see `Measured`. Nothing is learned or counted, and no generator moves."""
-        with kept(x.device), _no_cached_weights(x.device.type):
+        device = checked_x(x).device
+        with kept(device), _no_cached_weights(device.type):
             with torch.no_grad():
                 clean = clean_pass(forward, x)
             return self.parts(clean, mask)
@@ -99,20 +100,32 @@ class Smoothness:
         """As `measure`, beside a clean pass that has been made."""
         device, stream = clean.generators.device, ("smoothness.parts", self._seed, self._calls)
         look = looked(clean, self.kind, self._span, mask=mask, stream=stream, progress=1.0)
-        asked = self.options
-        search = Search(self._regulariser.perturbation, 0, asked.norm, asked.per, asked.dropout)
-        with kept(device), torch.enable_grad(), _no_cached_weights(device.type):
+        search = search_of(self._regulariser)
+        assert search is not None  # smoothness has one
+        with kept(device), torch.enable_grad(), _no_cached_weights(device.type), searching():
             found = {**dropout_part(look), **perturbation_parts(look, search, clean.dtype)}
-        return Measured(**{field.name: found[field.name] for field in fields(Measured)})
+        return Measured(**found, masks=search.masks, key=search.key_at(found["norm"]))
 
     def state_dict(self) -> dict[str, Any]:
         """What a run needs to go on as if never stopped: its seed, its calls, and the batches that `every` has counted."""
         return {"seed": self._seed, "calls": self._calls, "regulariser": self._regulariser.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take `state_dict` back."""
+        """Take `state_dict` back. Raises `UsageError` for what is none."""
+        _check_state(state)
         self._seed, self._calls = state["seed"], state["calls"]
         self._regulariser.load_state_dict(state["regulariser"])
+
+
+def _check_state(state: object) -> None:
+    parts = {"seed": int, "calls": int, "regulariser": Mapping}
+    if isinstance(state, Mapping) and all(isinstance(state.get(name), form) for name, form in parts.items()):
+        return
+    got = f"keys {', '.join(map(str, state)) or 'none'}" if isinstance(state, Mapping) else type(state).__name__
+    raise UsageError(
+        f"state: got {got}, expected what state_dict() of a Smoothness returned: "
+        "the whole numbers seed and calls, and a mapping regulariser"
+    )
 
 
 def _no_cached_weights(device: str) -> AbstractContextManager[object]:

@@ -143,19 +143,26 @@ def _epoch_report(parts: LoopParts, at: Progress) -> EpochReport:
 def put_frozen_to_rest(module: StepModule) -> None:
     """Modules whose every parameter is frozen are put into eval mode: no running statistics, and no dropout.
 
+    So are trunks without parameters that the stage does not select (see `freeze_all_but`).
     With the step's `frozen_dropout` only what has running statistics rests.
     """
     _rest(module.model, module.frozen_dropout)
 
 
 def _rest(module: torch.nn.Module, keep_dropout: bool) -> None:
-    own = [parameter.requires_grad for parameter in module.parameters()]
-    if not own or any(own):
+    if _learns(module):
         for child in module.children():
             _rest(child, keep_dropout)
         return
     for part in _with_statistics(module) if keep_dropout else [module]:
         part.eval()  # the module's own `eval` decides for what it holds: an LSTM must stay in training mode
+
+
+def _learns(module: torch.nn.Module) -> bool:
+    """Whether anything inside is selected; what has no say of its own, as a dropout, goes with what it is in."""
+    says = [parameter.requires_grad for parameter in module.parameters()]
+    says += [bool(part.learns) for part in module.modules() if hasattr(part, "learns")]
+    return any(says) or not says
 
 
 def _with_statistics(module: torch.nn.Module) -> list[torch.nn.Module]:

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 
 from smoothtune.objective.look import Regulariser
-from smoothtune.objective.measuring import DROWNED_ABOVE, LOST_BELOW, Search, search_of
+from smoothtune.objective.measuring import DROWNED_ABOVE, LOST_BELOW, Search, in_words, search_of
 from smoothtune.training.probe import Record, Records
 
 
@@ -142,11 +142,6 @@ def _further(records: Collection[Record]) -> str:
     if len(ratios) < len(records):
         return "two passes that differ in dropout alone lie apart, and the perturbed pass does not from the clean one"
     return (
-        f"two passes that differ in dropout alone lie {_round(max(ratios))} times further apart than the perturbed pass "
+        f"two passes that differ in dropout alone lie {in_words(max(ratios))} times further apart than the perturbed pass "
         "from the clean one under the same masks"
     )
-
-
-def _round(value: float) -> str:
-    """One digit that counts, written out: 400,000."""
-    return f"{float(f'{value:.1g}'):,.0f}"

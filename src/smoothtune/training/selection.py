@@ -8,13 +8,14 @@ from torch import nn
 
 from smoothtune.config.stage import Stage
 from smoothtune.errors import UsageError
+from smoothtune.nn.dropout import Dropout
 from smoothtune.nn.model import MultiTaskModel
 
 
 def chosen_parameters(model: MultiTaskModel, stage: Stage, tasks: tuple[str, ...]) -> dict[str, nn.Parameter]:
     """What the stage trains, by full name. Raises `UsageError` for a selection without parameters, or a task without any."""
     try:
-        chosen = selected(model, stage.train, tasks)
+        chosen = selected(model, stage.train, tasks, drops=not stage.frozen_dropout)
     except ValueError as error:
         raise UsageError(f"stage {stage.name}: train: {error}; correct the selection") from None
     for task in tasks:
@@ -27,21 +28,51 @@ def chosen_parameters(model: MultiTaskModel, stage: Stage, tasks: tuple[str, ...
     return chosen
 
 
-def selected(model: MultiTaskModel, selectors: Iterable[str], tasks: Iterable[str]) -> dict[str, nn.Parameter]:
+def selected(
+    model: MultiTaskModel, selectors: Iterable[str], tasks: Iterable[str], *, drops: bool = True
+) -> dict[str, nn.Parameter]:
     """The parameters that `selectors` name, by full name; `trunks`, `outputs`, `lora` and `adapters` mean those of `tasks`.
 
-    A part without parameters may be meant by `trunks` (a mean has none), but not by its own name: `ValueError`.
+    A trunk without parameters (a mean has none) may be meant by `trunks`, and by its own name where that switches its dropout
+    on: not without `drops`, where that is on anyway. Raises `ValueError` for a name that selects nothing.
     """
     names, wanted = list(tasks), list(selectors)
     chosen: dict[str, nn.Parameter] = {}
     for selector in wanted:
         found = {name: part for name, part in model.named_parameters() if _names(model, selector, name, names)}
-        if not found and "." in selector:
-            raise ValueError(f"{selector!r} names no parameter of this model")
+        if not found and "." in selector and not (drops and _drops(model, selector)):
+            raise ValueError(f"{selector!r} names no parameter of this model{_no_dropout(selector, drops)}")
         chosen.update(found)
     if not chosen:
         raise ValueError(f"{', '.join(wanted)} names no parameter of this model")
     return chosen
+
+
+def freeze_all_but(
+    model: MultiTaskModel, chosen: Mapping[str, nn.Parameter], stage: Stage, tasks: tuple[str, ...]
+) -> None:
+    """Let `chosen` alone have gradients. Trunks hold in `learns` whether the stage selects them: some have no parameters."""
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    for parameter in chosen.values():
+        parameter.requires_grad_(True)
+    used = {model.tasks[task].trunk for task in tasks} if "trunks" in stage.train else set()
+    for name in model.trunks:
+        model.trunks[name].learns = name in used or f"trunks.{name}" in stage.train
+
+
+def _drops(model: MultiTaskModel, selector: str) -> bool:
+    """Whether `selector` is a trunk that has dropout."""
+    part, _, name = selector.partition(".")
+    trunk = model.trunks.find(name) if part == "trunks" else None
+    return trunk is not None and any(module.rate > 0 for module in trunk.modules() if isinstance(module, Dropout))
+
+
+def _no_dropout(selector: str, drops: bool) -> str:
+    """Why naming a trunk without parameters does nothing."""
+    if not selector.startswith("trunks."):
+        return ""
+    return ", and has no dropout to switch on" if drops else ", and `frozen_dropout` has its dropout on anyway"
 
 
 def _names(model: MultiTaskModel, selector: str, parameter: str, tasks: list[str]) -> bool:
@@ -70,6 +101,19 @@ def counted(chosen: Mapping[str, nn.Parameter], selectors: Iterable[str]) -> dic
         key = encoder if part == "encoder" else f"{part}.{rest.partition('.')[0]}"
         counts[key] = counts.get(key, 0) + parameter.numel()
     return counts
+
+
+def passed_through(
+    model: MultiTaskModel, chosen: Mapping[str, nn.Parameter], tasks: tuple[str, ...]
+) -> dict[str, tuple[str, ...]]:
+    """By task of the model that is not one of `tasks`: the parts it goes through that `chosen` changes."""
+    return {
+        task: tuple(
+            part for part in ("encoder", f"trunks.{node.trunk}") if any(name.startswith(f"{part}.") for name in chosen)
+        )
+        for task, node in model.tasks.items()
+        if task not in tasks
+    }
 
 
 def own_parts(task: str) -> tuple[str, ...]:

@@ -39,7 +39,7 @@ from smoothtune.training.optimiser_step import LoopParts
 from smoothtune.training.probe import Probe, Records, probe_batch
 from smoothtune.training.progress import Progress
 from smoothtune.training.rule import Evaluation, Rule, StageScores
-from smoothtune.training.selection import chosen_parameters, counted
+from smoothtune.training.selection import chosen_parameters, counted, freeze_all_but, passed_through
 from smoothtune.training.stage_events import StageBegin, StageEnd, StageEpoch, StageEvent
 from smoothtune.training.state import State
 from smoothtune.training.step import StepModule
@@ -163,7 +163,7 @@ class StageRun:
         if self.entry_counts and self.goes_on_from is None:
             best.keep()
         parts = self._parts(chosen)
-        notices = Notices(self.stage.name, self.regularisers, _name_of(self.dtype))
+        notices = Notices(self.stage.name, self.regularisers, parts.module.dtype_with)
         live = _Live(chosen, parts, self._probe(parts), notices, best, rule)
         if self.goes_on_from is not None:
             self._go_on(live, self.goes_on_from)
@@ -202,6 +202,7 @@ class StageRun:
             everything,
             _name_of(self.dtype),
             live.at.step,
+            passed_through(self.model, live.chosen, tuple(self.examples)),
         )
 
     def _enter(self, live: _Live) -> Iterator[StageEvent]:
@@ -234,10 +235,7 @@ class StageRun:
 
     def _choose(self) -> dict[str, torch.nn.Parameter]:
         chosen = chosen_parameters(self.model, self.stage, tuple(self.examples))
-        for parameter in self.model.parameters():
-            parameter.requires_grad_(False)
-        for parameter in chosen.values():
-            parameter.requires_grad_(True)
+        freeze_all_but(self.model, chosen, self.stage, tuple(self.examples))
         return chosen
 
     def _parts(self, chosen: Mapping[str, torch.nn.Parameter]) -> LoopParts:

@@ -23,7 +23,6 @@ from smoothtune.runtime.device import computing_in
 from smoothtune.runtime.random import Pass, drawing, drawn
 from smoothtune.types import Batch
 
-
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from smoothtune.config.cross_checks import layers_of
 from smoothtune.config.experiment import Experiment, trunk_options
 from smoothtune.config.loading import load
+from smoothtune.config.selectors import layers_of
 from smoothtune.config.stage import Stage
 from smoothtune.data.columns import blocks, gathered
 from smoothtune.data.findings import Leaks, Matches
@@ -28,6 +28,8 @@ from smoothtune.files import cache_folder
 from smoothtune.nn.encoder import Encoder
 from smoothtune.nn.pretrained import build_encoder, find_checkpoint, read_architecture
 from smoothtune.types import Kind
+from smoothtune.workflow.selections import trained_by_stage
+from smoothtune.workflow.slow_starts import SlowStart, slow_starts
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +77,15 @@ class CheckReport:
     """Reports by task and split, and the names of the stages that train nothing in the encoder and have no dropout in it.
 
     `looked_into` and `adapted` name those of them that encode at every step all the same: their regularisers look into
-    the encoder, or LoRA and adapters of their tasks change what it gives.
+    the encoder, or LoRA and adapters of their tasks change what it gives. `slow_starts` are stages that may end while
+    their rate still rises.
     """
 
     tasks: dict[str, dict[str, SplitReport]]
     frozen: tuple[str, ...] = ()
     looked_into: tuple[str, ...] = ()
     adapted: tuple[str, ...] = ()
+    slow_starts: tuple[SlowStart, ...] = ()
 
     @property
     def leaking(self) -> int:
@@ -113,6 +117,7 @@ def report_on(experiment: Experiment, tasks: Mapping[str, TaskData], tokenizer: 
         frozen=tuple(name for name, found in encodings.items() if found != "moving"),
         looked_into=tuple(name for name, found in encodings.items() if found == "looked_into"),
         adapted=tuple(name for name, found in encodings.items() if found == "adapted"),
+        slow_starts=tuple(slow_starts(experiment)),
     )
 
 
@@ -175,7 +180,7 @@ def check_encoder(experiment: Experiment, architecture: Mapping[str, Any]) -> No
     """Raise `ConfigurationError` for what the experiment asks of its encoder and the encoder cannot do.
 
     `architecture` is the checkpoint's config.json; the encoder is made of it without memory for weights. Raises
-    `ModelFileError` for an architecture that cannot be built.
+    `ModelFileError` for an architecture that cannot be built, and `UsageError` where a stage selects nothing.
     """
     name = experiment.encoder.name
     try:
@@ -195,6 +200,8 @@ def check_encoder(experiment: Experiment, architecture: Mapping[str, Any]) -> No
         problems.insert(0, Problem("encoder.max_length", what))
     if problems:
         raise ConfigurationError("the experiment cannot be run:", problems)
+    with torch.device("meta"):
+        trained_by_stage(experiment, encoder)
 
 
 def _layer_problems(stage: Stage, path: str, encoder: str, depth: int) -> Iterator[Problem]:

@@ -20,9 +20,8 @@ from smoothtune.inference.model import Model, model_folder
 from smoothtune.nn.folder import read_json
 from smoothtune.runtime.device import keep_memory_mapped, set_threads
 from smoothtune.runtime.kernels.building import notes as kernel_notes
-from smoothtune.workflow.run import read_experiment
 from smoothtune.workflow.scoring import answers_of, undefined
-from smoothtune.workflow.stages import model_after
+from smoothtune.workflow.stage_folders import experiment_of, model_after
 
 SPLITS = ("train", "dev", "test")
 
@@ -66,7 +65,7 @@ def evaluate_run(
     file is read only where its rows are needed. Raises `UsageError` for an unknown split, stage or task, `ModelFileError`
     for a folder that is no run, `DataError` for data.
     """
-    experiment = read_experiment(run)
+    experiment = experiment_of(run)
     folder = run if stage is None else model_after(run, experiment, stage)
     files = _pairs(data, experiment)
     if files and split is not None:
@@ -138,7 +137,7 @@ def _examples(experiment: Experiment, model: Model, data: TaskData, part: Split)
         model.tokenizer,
         reads=trunk_options(data.name, data.task, experiment.trunks).input,
         max_length=experiment.encoder.max_length,
-        pad_id=int(model.network.encoder.architecture.get("pad_token_id") or 0),
+        pad_id=model.pad_id,
         cache=cache_folder(),
     )
 

@@ -18,6 +18,7 @@ from smoothtune.inference.precision import Precision
 from smoothtune.runtime.device import keep_memory_mapped, set_threads
 from smoothtune.runtime.kernels.building import notes
 from smoothtune.workflow.answer_file import FORMATS, AnswerWriter, opened
+from smoothtune.workflow.stage_folders import model_of
 
 STDIN_FORMATS: dict[str, SourceKind] = {"tsv": "tsv", "csv": "csv", "jsonl": "jsonl"}
 
@@ -46,6 +47,7 @@ def predict_file(
     input_form: str | None = None,
     precision: str = "auto",
     report: Path | None = None,
+    stage: str | None = None,
 ) -> Predicted:
     """Write the text columns, `prediction` and (if asked) `p_LABEL` for every row.
 
@@ -53,15 +55,16 @@ def predict_file(
     `source` stdin is read as `input_form` (TSV), without `out` the result goes to stdout, from the first window of rows
     that can all be read. A window (`inference.model.WINDOW` rows) is written when the next one has been read or the input
     ends: of a pipe, the first answers come after two windows. Files are written aside and renamed; `report` is a JSON file
-    of rows, tasks and precision, by default `OUT.report.json`, none for stdout. Raises `UsageError` for what cannot be
-    asked of the run, `DataError` naming file:line at the first bad row, after the windows before it.
+    of rows, tasks and precision, by default `OUT.report.json`, none for stdout. The model is the run's, or that after
+    `stage`. Raises `UsageError` for what cannot be asked of the run, `DataError` naming file:line at the first bad row,
+    after the windows before it.
     """
     if form not in FORMATS:
         raise UsageError(f"--format: got {form!r}, expected one of {', '.join(FORMATS)}")
     given = _source(source, input_form)
     set_threads(None)
     keep_memory_mapped()
-    model = Model.load(run, precision=precision)
+    model = Model.load(model_of(run, stage), precision=precision)
     model.text_count(tasks)
     columns = model.columns(tasks[0])
     names = answer_names(_labels(model, tasks, with_probabilities), columns)

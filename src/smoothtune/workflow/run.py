@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from smoothtune.bounded import parse_toml, read_text, reason_of
 from smoothtune.config.experiment import Experiment
-from smoothtune.config.loading import to_toml, validated
+from smoothtune.config.loading import to_toml, validated_run
 from smoothtune.errors import ModelFileError, UsageError
 from smoothtune.files import WriteError, write_text
 from smoothtune.nn.folder import read_json
@@ -141,6 +141,8 @@ class RunFiles:
 
 def read_experiment(folder: Path) -> Experiment:
     """The resolved experiment of a run. Raises `ModelFileError` when the folder is no run."""
+    if not folder.exists():
+        raise ModelFileError(f"{folder}: there is no such folder; give the folder of a run")
     path = folder / EXPERIMENT
     try:
         table = parse_toml(read_text(path, inside=folder))
@@ -148,7 +150,7 @@ def read_experiment(folder: Path) -> Experiment:
         raise ModelFileError(f"{folder}: is not a run folder (it has no {EXPERIMENT})") from None
     except (OSError, ValueError) as error:
         raise ModelFileError(f"{path}: cannot be read: {reason_of(error)}") from None
-    return validated(table, f"{path}: is damaged or of another release:")
+    return validated_run(table, f"{path}: is damaged or of another release:")
 
 
 def machine(device: str) -> dict[str, Any]:

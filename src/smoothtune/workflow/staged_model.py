@@ -5,22 +5,19 @@ Knows nothing of data beyond their labels, and nothing of how a stage trains.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
 from smoothtune.config.experiment import Experiment, ModelConfig
 from smoothtune.config.tasks import shape_of
-from smoothtune.nn.building import build_model
 from smoothtune.nn.encoder import Encoder
 from smoothtune.nn.folder import read_model_folder
 from smoothtune.nn.model import MultiTaskModel
 from smoothtune.nn.pretrained import load_encoder
-from smoothtune.training.selection import begins_trained, chosen_parameters
-from smoothtune.workflow.stages import stage_folder
-
-Labels = Mapping[str, tuple[str, ...] | None]
+from smoothtune.training.selection import begins_trained
+from smoothtune.workflow.selections import Labels, any_labels, fresh_model, trained_by_stage
+from smoothtune.workflow.stage_folders import stage_folder
 
 
 class StagedModel:
@@ -37,13 +34,9 @@ class StagedModel:
         self.device = device
         self._checkpoint = checkpoint
         self.encoder: Encoder = load_encoder(checkpoint, experiment.encoder)
-        self._labels: Labels = dict.fromkeys(experiment.tasks, ("", " "))
+        self._labels: Labels = any_labels(experiment)
         self._holds: int | None = None  # the stage whose best state the model is
-        self._chosen = [set(self._trains(number)) for number in range(len(experiment.stages))]
-
-    def _trains(self, number: int) -> Mapping[str, torch.nn.Parameter]:
-        stage = self.experiment.stages[number]
-        return chosen_parameters(self._fresh(number), stage, self.experiment.stage_tasks(stage))
+        self._chosen = trained_by_stage(experiment, self.encoder)
 
     def make(self, labels: Labels) -> None:
         """A fresh model that answers with these labels."""
@@ -91,14 +84,4 @@ class StagedModel:
 
     def _fresh(self, stage: int | None = None) -> MultiTaskModel:
         """A fresh model around the encoder, with the LoRA and adapters that there are in stage number `stage`."""
-        experiment = self.experiment
-        model = build_model(
-            self.encoder,
-            {name: shape_of(task) for name, task in experiment.tasks.items()},
-            experiment.trunks,
-            self._labels,
-            seed=experiment.seed,
-            lora={} if stage is None else experiment.lora_after(stage),
-            adapters={} if stage is None else experiment.adapters_after(stage),
-        )
-        return model.to(self.device)
+        return fresh_model(self.experiment, self.encoder, self._labels, stage).to(self.device)

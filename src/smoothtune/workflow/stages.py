@@ -1,25 +1,15 @@
-"""What a run keeps of its stages: the model after each, in `stages/NAME`, and what `run.json` says of them.
-
-Knows nothing of how a stage trains, nor of how a model is written.
-"""
+"""What `run.json` says of the stages of a run. Knows nothing of how a stage trains, nor of how a model is written."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from smoothtune.config.experiment import Experiment
-from smoothtune.config.problems import near
 from smoothtune.config.stage import START
-from smoothtune.errors import UsageError
-from smoothtune.nn.folder import read_json
 from smoothtune.training.loop import StepReport
 from smoothtune.training.stage_events import StageBegin, StageEnd, StageEpoch, StageEvent
 from smoothtune.workflow.metrics_line import plain
-from smoothtune.workflow.run import MODEL, STATE
-
-STAGES = "stages"
 
 
 @dataclass(slots=True)
@@ -68,26 +58,6 @@ def begun_from(experiment: Experiment, number: int) -> str:
     """The name of the stage from whose best state stage `number` begins, or `start`."""
     source = experiment.source(number)
     return START if source is None else experiment.stages[source].name
-
-
-def stage_folder(run: Path, name: str) -> Path:
-    """The model folder of a stage. The last stage has none: its model is that of the run."""
-    return run / STAGES / name
-
-
-def model_after(run: Path, experiment: Experiment, stage: str) -> Path:
-    """The model folder of a run after `stage`. Raises `UsageError` for an unknown stage, or one that did not end."""
-    names = [known.name for known in experiment.stages]
-    if stage not in names:
-        raise UsageError(
-            f"--stage {stage}: this run has no such stage; its stages: {', '.join(names)}.{near(stage, names)}"
-        )
-    ended = [record["name"] for record in read_json(run / STATE).get("stages", []) if record["reason"] is not None]
-    if stage not in ended:
-        raise UsageError(
-            f"--stage {stage}: this run ended before the stage did; leave it out for the best model it has"
-        )
-    return run / MODEL if stage == names[-1] else stage_folder(run, stage)
 
 
 def _scores(scores: Any) -> dict[str, Any] | None:

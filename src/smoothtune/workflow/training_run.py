@@ -31,7 +31,8 @@ from smoothtune.workflow.material import Begun, Material
 from smoothtune.workflow.metrics_line import metrics_line
 from smoothtune.workflow.run import CHECK, CHECKPOINTS, EVALUATION, MODEL, STATE, Run, RunFiles, machine
 from smoothtune.workflow.saving import RunState, Saver
-from smoothtune.workflow.stages import STAGES, StageRecord, stage_folder
+from smoothtune.workflow.stage_folders import STAGES, stage_folder
+from smoothtune.workflow.stages import StageRecord
 
 
 def _nobody(event: Event) -> None:
