@@ -14,9 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smoothtune.errors import ModelFileError
-from smoothtune.files import WriteError
+from smoothtune.files import WriteError, umask
 from smoothtune.training import checkpoint
+from smoothtune.training.adamw import KernelAdamW
 from smoothtune.training.checkpoint import Checkpoints, read_checkpoint
+from smoothtune.training.optimiser import give_moments
 from smoothtune.training.state import put_together, taken_apart
 
 FILES = ("state.json", "tensors.safetensors", "SHA256SUMS")
@@ -80,6 +82,48 @@ def test_the_last_two_are_kept(kept: Checkpoints) -> None:
     assert [path.name for path in kept.numbered()] == ["000002"]
     kept.drop_after(None)
     assert kept.newest() == (None, [])
+
+
+def test_what_is_not_a_checkpoint_is_never_removed(kept: Checkpoints, tmp_path: Path) -> None:
+    (kept.folder / "2019").mkdir()
+    (kept.folder / "2019" / "photo.jpg").write_bytes(b"mine")
+    elsewhere = tmp_path / "elsewhere"
+    kept.folder.rename(elsewhere)
+    kept.folder.symlink_to(elsewhere)
+    kept.drop_after(None)
+    assert sorted(path.name for path in elsewhere.rglob("*")) == ["2019", "photo.jpg"]
+    assert kept.folder.is_symlink()
+
+
+def test_whom_the_umask_lets_may_read_all_files(kept: Checkpoints) -> None:
+    modes = {path.stat().st_mode & 0o777 for path in kept.numbered()[-1].iterdir()}
+    assert modes == {0o666 & ~umask()}
+
+
+@pytest.mark.parametrize("kernel", [True, False])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"exp_avg": torch.tensor(0.0)},
+        {"exp_avg_sq": [0.0]},
+        {"exp_avg_sq": torch.zeros(4, 3)},
+        {"exp_avg": torch.zeros(3, 4).double()},
+        {"exp_avg": torch.full((3, 4), torch.nan)},
+        {"exp_avg": torch.zeros(4, 3).T},
+        {"step": "1"},
+        {"step": -1},
+        {"step": torch.zeros(2)},
+        {"more": 1},
+    ],
+)
+def test_moments_that_no_such_parameter_has_are_refused(change: dict[str, Any], kernel: bool) -> None:
+    parameter = torch.nn.Parameter(torch.zeros(3, 4))
+    optimiser = KernelAdamW([{"params": [parameter]}]) if kernel else torch.optim.AdamW([parameter])
+    held = {"step": 1 if kernel else torch.tensor(1.0), "exp_avg": torch.zeros(3, 4), "exp_avg_sq": torch.zeros(3, 4)}
+    give_moments(optimiser, {"0": held})
+    for number, moments in (("0", {**held, **change}), ("1", held), ("-1", held)):
+        with pytest.raises(ValueError, match=f"moments of parameter {number} are not those of such a parameter"):
+            give_moments(optimiser, {number: moments})
 
 
 def damages(folder: Path, draw: random.Random) -> list[tuple[str, str, int]]:
@@ -161,7 +205,8 @@ plain = st.recursive(
     | st.booleans()
     | st.integers()
     | st.floats(allow_nan=False)
-    | st.text().filter(lambda t: t[:7] != "tensor:"),
+    | st.text()
+    | st.sampled_from(["tensor:", "tensor:a", "text:", "text:tensor:a"]),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
     max_leaves=12,
 )
@@ -174,7 +219,7 @@ def test_plain_values_go_through_json_unchanged(value: Any) -> None:
     assert put_together(json.loads(json.dumps(apart)), {}) == value
 
 
-@pytest.mark.parametrize("value", [{1, 2}, object(), "tensor:x", b"bytes"])
+@pytest.mark.parametrize("value", [{1, 2}, object(), b"bytes"])
 def test_what_cannot_be_kept_is_refused(value: Any) -> None:
     with pytest.raises(TypeError, match=r"/a/0: .* cannot be kept"):
         taken_apart({"a": [value]}, "")

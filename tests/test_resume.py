@@ -189,10 +189,28 @@ def test_what_has_changed_is_named(tiny_encoder: Path, small_data: Path, tmp_pat
 def test_another_experiment_is_refused(cut: Path, tiny_encoder: Path, small_data: Path) -> None:
     wanted = hard(tiny_encoder)
     wanted["stages"][0]["batch_size"] = 4
-    with pytest.raises(UsageError, match=r"\(stages\.0\.batch_size: 8 then, 4 now.*--allow configuration"):
+    with pytest.raises(
+        UsageError, match=r"\(stages\.0\.batch_size: 8 then, 4 now.*the same command and --allow configuration"
+    ):
         train(wanted, data_dir=small_data, run_dir=cut, resume=True)
     wanted = hard(tiny_encoder, every={"minutes": 1})  # how often it writes changes no bit
     train(wanted, data_dir=small_data, run_dir=cut, resume=True)
+
+
+def test_another_encoder_or_tokenizer_is_noticed(tiny_encoder: Path, small_data: Path, tmp_path: Path) -> None:
+    encoder = shutil.copytree(tiny_encoder, tmp_path / "encoder")
+    run = killed(encoder, small_data, tmp_path / "run", 9)
+    path = encoder / "tokenizer.json"
+    text = path.read_text()
+    found = json.loads(text)
+    *_, one, other = (word for word, number in sorted(found["model"]["vocab"].items(), key=lambda item: item[1]))
+    vocabulary = found["model"]["vocab"]
+    vocabulary[one], vocabulary[other] = vocabulary[other], vocabulary[one]
+    path.write_text(json.dumps(found))
+    with pytest.raises(UsageError, match=r"the pretrained encoder is not the one .*\(tokenizer: .*--allow encoder"):
+        resume(run)
+    path.write_text(text)
+    assert resume(run).evaluation is not None
 
 
 def test_an_experiment_edited_in_the_run_is_noticed(cut: Path) -> None:

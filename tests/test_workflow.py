@@ -426,11 +426,17 @@ def test_a_run_that_fails_leaves_the_best_model_before(
     text, _, where = str(error.value).partition("; the best model before that is in ")
     assert text.startswith("stage together, step 21: the loss of task ")
     assert where.startswith(f"{folder / 'model'}; ")
-    assert where.endswith(f"; go on with: smoothtune resume {folder}")
+    again = f"train {folder / 'experiment.toml'} --run-dir {folder} --resume --set stages.0.on_nan=skip --allow configuration"
+    assert where.endswith(f"; go on with: smoothtune {again} (the same steps would end in the same way)")
     state = json.loads((folder / "run.json").read_text())
     assert (state["failure"], state["interrupted"]) == (text, False)
     line = json.loads((folder / "metrics.jsonl").read_text())
     assert evaluate_run(folder).scores.score.value == pytest.approx(line["score"])
+    monkeypatch.setattr(optimiser_step, "_total", failing(3))
+    skips, allowed = ["stages.0.on_nan=skip"], ["configuration"]
+    run = train(folder / "experiment.toml", run_dir=folder, resume=True, overrides=skips, allow=allowed)
+    assert not run.interrupted
+    assert read_experiment(folder).stages[0].on_nan == "skip"
 
 
 def test_a_run_that_fails_before_its_first_evaluation_leaves_no_model(

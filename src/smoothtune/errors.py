@@ -65,6 +65,10 @@ class TrainingError(SmoothtuneError):
     """Training could not go on (exit code 1)."""
 
 
+class NotFiniteError(TrainingError):
+    """A loss or a gradient was not finite, and would be again if the same steps were made again."""
+
+
 class TerminatedError(SmoothtuneError):
     """The process was asked to end by SIGTERM (exit code 143)."""
 

@@ -26,7 +26,7 @@ def write_text(path: Path, text: str) -> None:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
-            Path(aside).chmod(0o666 & ~_umask())
+            Path(aside).chmod(0o666 & ~umask())
             os.replace(aside, path)
         finally:
             Path(aside).unlink(missing_ok=True)
@@ -45,7 +45,7 @@ def folder_aside(target: Path) -> Iterator[Path]:
         aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
         try:
             yield aside
-            aside.chmod(0o777 & ~_umask())
+            aside.chmod(0o777 & ~umask())
             for file in aside.rglob("*"):
                 _sync(file)
             _swap(aside, target)
@@ -80,7 +80,8 @@ def _sync(path: Path) -> None:
         os.close(number)
 
 
-def _umask() -> int:
+def umask() -> int:
+    """What new files may not be, as the user has set it."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

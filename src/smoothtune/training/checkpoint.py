@@ -62,7 +62,7 @@ class Checkpoints:
         with folder_aside(target) as aside:
             _write(aside, state)
         for old in before[: 1 - KEPT]:
-            shutil.rmtree(old, ignore_errors=True)
+            _remove(old)
         return target
 
     def newest(self) -> tuple[Checkpoint | None, list[str]]:
@@ -76,12 +76,20 @@ class Checkpoints:
         return None, wrong
 
     def drop_after(self, kept: Path | None) -> None:
-        """Remove what comes after `kept`, or everything: it is damaged, or of a run that begins again."""
+        """Remove what comes after `kept`, or everything: it is damaged, or of a run that begins again.
+
+        What holds anything else than a checkpoint's files is not ours and stays, as does a link to another place.
+        """
         for folder in self.numbered():
             if kept is None or int(folder.name) > int(kept.name):
-                shutil.rmtree(folder, ignore_errors=True)
-        if kept is None and self.folder.is_dir() and not any(self.folder.iterdir()):
+                _remove(folder)
+        if kept is None and self.folder.is_dir() and not self.folder.is_symlink() and not any(self.folder.iterdir()):
             self.folder.rmdir()
+
+
+def _remove(folder: Path) -> None:
+    if not folder.is_symlink() and {file.name for file in folder.iterdir()} <= {*_FILES, _SUMS}:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:

@@ -73,16 +73,30 @@ def give_moments(optimiser: Optimizer, moments: Mapping[str, Any]) -> None:
     """Go on with `moments`; groups, rates and decays stay what they are. Raises `ValueError` where they do not fit."""
     parameters = [part for group in optimiser.param_groups for part in group["params"]]
     for number, held in moments.items():
-        shape = parameters[int(number)].shape if int(number) < len(parameters) else None
-        wrong = [
-            name for name, value in held.items() if isinstance(value, Tensor) and value.ndim and value.shape != shape
-        ]
-        if shape is None or wrong:
-            raise ValueError(f"moments of parameter {number} are of another shape than the parameter")
+        if not 0 <= int(number) < len(parameters) or not _fits(held, parameters[int(number)]):
+            raise ValueError(f"moments of parameter {number} are not those of such a parameter")
     groups = optimiser.state_dict()["param_groups"]
     optimiser.load_state_dict(
         {"state": {int(number): dict(held) for number, held in moments.items()}, "param_groups": groups}
     )
+
+
+def _fits(held: Any, parameter: Tensor) -> bool:
+    """Whether AdamW can go on with `held`: kernels write where it says, as far as the parameter is long."""
+    if not isinstance(held, Mapping) or set(held) != {"step", "exp_avg", "exp_avg_sq"}:
+        return False
+    step, first, second = held["step"], held["exp_avg"], held["exp_avg_sq"]
+    if isinstance(step, bool) or not (isinstance(step, int | float) or (isinstance(step, Tensor) and step.ndim == 0)):
+        return False
+    tensors = all(
+        isinstance(one, Tensor)
+        and one.shape == parameter.shape
+        and one.dtype == parameter.dtype
+        and one.is_contiguous()
+        and bool(one.isfinite().all())
+        for one in (first, second)
+    )
+    return 0 <= float(step) < 2**53 and tensors
 
 
 def rates_at(rates: LambdaLR, step: int) -> None:

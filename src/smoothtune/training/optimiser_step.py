@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from smoothtune.config.stage import Stage
 from smoothtune.data.schedules import Schedule
-from smoothtune.errors import OneProcessError, TrainingError
+from smoothtune.errors import NotFiniteError, OneProcessError, TrainingError
 from smoothtune.nn.model import MultiTaskModel
 from smoothtune.runtime.processes import Processes, computing_with
 from smoothtune.training.adamw import clip_gradients
@@ -182,13 +182,13 @@ def _refuse_or_skip(parts: LoopParts, step: int, what: str, batches: list[Batch]
     if stage.on_nan == "skip":
         return
     places = "; ".join(_rows(batch, parts.files) for batch in batches[:4])
-    raise TrainingError(
+    raise NotFiniteError(
         f"stage {stage.name}, step {step + 1}: {what} on the batch with {places}; "
         'lower the learning rate, use precision = "float32", or set on_nan = "skip" to leave such batches out'
     )
 
 
 def _rows(batch: Batch, files: Mapping[str, str]) -> str:
-    rows = ", ".join(str(row) for row in batch.rows[:8].tolist())
+    rows = ", ".join(str(row) for row in sorted(batch.rows.tolist())[:8])
     more = ", ..." if len(batch) > 8 else ""
     return f"rows {rows}{more} of {files.get(batch.task, 'its training data')} (task {batch.task})"

@@ -9,13 +9,13 @@ from torch import Tensor
 
 State = dict[str, Any]
 _TENSOR = "tensor:"
+_TEXT = "text:"  # before a text that begins like either
 
 
 def taken_apart(state: Any, place: str = "") -> tuple[Any, dict[str, Tensor]]:
     """`state`, nested dicts and lists, with the path of each tensor in its place, and the tensors by path.
 
-    Keys become texts and tuples lists. Raises `TypeError` for a value that JSON does not have, or a text that begins like a
-    tensor's place.
+    Keys become texts and tuples lists. Raises `TypeError` for a value that JSON does not have.
     """
     if isinstance(state, Tensor):
         return _TENSOR + place, {place: state}
@@ -25,7 +25,9 @@ def taken_apart(state: Any, place: str = "") -> tuple[Any, dict[str, Tensor]]:
     if isinstance(state, list | tuple):
         items = [taken_apart(value, f"{place}/{number}") for number, value in enumerate(state)]
         return [plain for plain, _ in items], _joined(found for _, found in items)
-    if not isinstance(state, str | int | float | bool | None) or (isinstance(state, str) and state.startswith(_TENSOR)):
+    if isinstance(state, str) and state.startswith((_TENSOR, _TEXT)):
+        return _TEXT + state, {}
+    if not isinstance(state, str | int | float | bool | None):
         raise TypeError(f"{place}: {state!r} cannot be kept")
     return state, {}
 
@@ -41,6 +43,8 @@ def put_together(plain: Any, tensors: Mapping[str, Tensor]) -> Any:
         return {key: put_together(value, tensors) for key, value in plain.items()}
     if isinstance(plain, list):
         return [put_together(value, tensors) for value in plain]
+    if isinstance(plain, str) and plain.startswith(_TEXT):
+        return plain.removeprefix(_TEXT)
     if isinstance(plain, str) and plain.startswith(_TENSOR):
         return tensors[plain.removeprefix(_TENSOR)]
     return plain

@@ -9,6 +9,7 @@ from typing import Any
 
 from smoothtune.config.experiment import Experiment
 from smoothtune.errors import ModelFileError
+from smoothtune.runtime.processes import launched
 from smoothtune.training.checkpoint import FORMAT, Checkpoints
 from smoothtune.workflow.identity import Identity, compare, configuration_of
 from smoothtune.workflow.run import CHECKPOINTS, read_experiment
@@ -30,6 +31,7 @@ class Earlier:
     allowed: Collection[str]
     folder: Path | None = None
     format: int = FORMAT
+    again: str = "the same command and"
     state: RunState | None = None
     stage: Mapping[str, Any] = field(default_factory=dict)
 
@@ -37,7 +39,11 @@ class Earlier:
         """Why the result may not be that of a run that never stopped. Raises `UsageError` for what is not allowed."""
         assert self.state is not None
         differs = compare(
-            {**self.state.identity, "format": self.format}, {**identity, "format": FORMAT}, self.allowed, str(self.run)
+            {**self.state.identity, "format": self.format},
+            {**identity, "format": FORMAT},
+            self.allowed,
+            str(self.run),
+            self.again,
         )
         then = self.state.machine
         return differs + [f"{name}: {then.get(name)} then, {machine[name]} now" for name in _MACHINE
@@ -53,12 +59,14 @@ def read_earlier(run: Path, experiment: Experiment | None, allowed: Collection[s
     own = read_experiment(run)
     wanted = own if experiment is None else experiment
     then, now = ({"configuration": configuration_of(one)} for one in (own, wanted))
-    compare(then, now, allowed, str(run))
+    # without an experiment the run goes on with its own; with another one, it is that which has to be given again
+    again = f"{launched().launcher} resume {run}" if experiment is None else "the same command and"
+    compare(then, now, allowed, str(run), again)
     checkpoint, damaged = Checkpoints(run / CHECKPOINTS).newest()
     if checkpoint is None:
         if damaged:
             told = "; ".join(damaged)
             raise ModelFileError(f"{told}; no other checkpoint is whole: remove {run / CHECKPOINTS} to start over")
-        return Earlier(run, wanted, damaged, allowed)
+        return Earlier(run, wanted, damaged, allowed, again=again)
     state, stage = run_state(checkpoint, len(wanted.stages))
-    return Earlier(run, wanted, damaged, allowed, checkpoint.folder, checkpoint.format, state, stage)
+    return Earlier(run, wanted, damaged, allowed, checkpoint.folder, checkpoint.format, again, state, stage)

@@ -156,9 +156,14 @@ class StateKeeper:
 
 
 def fingerprint(encoder: Encoder) -> str:
-    """Names what an encoder gives in eval mode: its class, architecture, weights, kind of device and kernels."""
+    """Names what an encoder gives in eval mode: what it is, and the kind of device and kernels that compute it."""
     device = next(encoder.parameters()).device.type
-    settings = [type(encoder).__name__, encoder.architecture, device, told(device)]
+    return hashlib.sha256(json.dumps([content_of(encoder), device, told(device)]).encode()).hexdigest()
+
+
+def content_of(encoder: Encoder) -> str:
+    """Names what an encoder is, wherever it computes: its class, architecture and weights."""
+    settings = [type(encoder).__name__, encoder.architecture]
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     for name, tensor in encoder.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

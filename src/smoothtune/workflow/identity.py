@@ -30,13 +30,17 @@ Identity = dict[str, Any]
 
 
 def identity_of(
-    experiment: Experiment, data: Mapping[str, TaskData], encoder: str, device: torch.device, processes: int = 1
+    experiment: Experiment,
+    data: Mapping[str, TaskData],
+    encoder: Mapping[str, str],
+    device: torch.device,
+    processes: int = 1,
 ) -> Identity:
-    """Plain values by kind. `encoder` is its fingerprint before any training; `processes` is how many train."""
+    """Plain values by kind. `encoder` names its content before any training, and its tokenizer's; `processes` train."""
     return {
         "data": {name: data_of(part) for name, part in data.items()},
         "configuration": configuration_of(experiment),
-        "encoder": encoder,
+        "encoder": dict(encoder),
         "device": {
             "kind": _kind_of(device),
             "kernels": told(device.type),
@@ -65,15 +69,17 @@ def configuration_of(experiment: Experiment) -> dict[str, Any]:
     return table
 
 
-def compare(kept: Mapping[str, Any], now: Mapping[str, Any], allowed: Collection[str], run: str) -> list[str]:
-    """What differs, one sentence for each kind. Raises `UsageError` where a kind is not `allowed`."""
+def compare(
+    kept: Mapping[str, Any], now: Mapping[str, Any], allowed: Collection[str], run: str, again: str
+) -> list[str]:
+    """What differs, one sentence for each kind. Raises `UsageError` where a kind is not `allowed`; `again` is what goes on."""
     found = {kind: _sentence(kind, kept.get(kind), now[kind]) for kind in now if kept.get(kind) != now[kind]}
     refused = [kind for kind in found if kind not in allowed]
     if refused:
         options = " ".join(f"--allow {kind}" for kind in found)
         raise UsageError(
             f"{run}: {'; '.join(found[kind] for kind in refused)}. Put that back, or go on all the same, no longer exactly, "
-            f"with: smoothtune resume {run} {options}"
+            f"with: {again} {options}"
         )
     return list(found.values())
 

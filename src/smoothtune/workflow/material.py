@@ -5,6 +5,7 @@ Every process of a run has all of it. Knows nothing of what a run folder holds, 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -31,7 +32,7 @@ from smoothtune.runtime.device import keep_memory_mapped, pick_device, pick_dtyp
 from smoothtune.runtime.kernels.building import notes
 from smoothtune.training.stage import StageRun
 from smoothtune.workflow.check import check_encoder, encoding_of, report_on
-from smoothtune.workflow.frozen import Encoding, FrozenStates, StateKeeper, fingerprint
+from smoothtune.workflow.frozen import Encoding, FrozenStates, StateKeeper, content_of
 from smoothtune.workflow.identity import Identity, check_alike, data_of, identity_of
 from smoothtune.workflow.scoring import EpochEvaluation, answers_of, undefined
 from smoothtune.workflow.staged_model import StagedModel
@@ -81,9 +82,9 @@ class Material:
 
     def identity(self) -> Identity:
         """What must be equal for a run to go on, and in all its processes. To be asked before any training."""
-        found = identity_of(
-            self.experiment, self.data, fingerprint(self.staged.encoder), self.device, self._together.world
-        )
+        tokenizer = hashlib.sha256(self._tokenizer.to_str(pretty=False).encode()).hexdigest()
+        encoder = {"content": content_of(self.staged.encoder), "tokenizer": tokenizer}
+        found = identity_of(self.experiment, self.data, encoder, self.device, self._together.world)
         if not self._together.alone:
             first = json.loads(self._together.of_main(json.dumps(found)))
             with self._together.agreeing():

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from smoothtune.errors import ElsewhereError, OneProcessError, TerminatedError, TrainingError
+from smoothtune.errors import ElsewhereError, NotFiniteError, OneProcessError, TerminatedError, TrainingError
 from smoothtune.evaluation.scores import Scores
 from smoothtune.files import WriteError
 from smoothtune.runtime import processes
@@ -29,7 +29,7 @@ from smoothtune.workflow.events import Event, Resumed, RunBegin, RunEnd
 from smoothtune.workflow.frozen import Encoding, FrozenStates
 from smoothtune.workflow.material import Begun, Material
 from smoothtune.workflow.metrics_line import metrics_line
-from smoothtune.workflow.run import CHECK, CHECKPOINTS, EVALUATION, MODEL, STATE, Run, RunFiles, machine
+from smoothtune.workflow.run import CHECK, CHECKPOINTS, EVALUATION, EXPERIMENT, MODEL, STATE, Run, RunFiles, machine
 from smoothtune.workflow.saving import RunState, Saver
 from smoothtune.workflow.stage_folders import STAGES, stage_folder
 from smoothtune.workflow.stages import StageRecord
@@ -83,7 +83,7 @@ class TrainingRun:
         except (WriteError, TrainingError) as error:
             if not self._writes and not isinstance(error, OneProcessError):
                 raise ElsewhereError(str(error), error.exit_code) from None
-            raise type(error)(f"{error}; {self._how_to_go_on()}") from None
+            raise type(error)(f"{error}; {self._how_to_go_on(isinstance(error, NotFiniteError))}") from None
 
     def _start(self) -> tuple[int, Any]:
         """The stage to begin with, and the state to begin it from."""
@@ -271,11 +271,22 @@ class TrainingRun:
             return f"the best model before that is in {self.folder / MODEL}"
         return "no model was worth keeping: it came before the first evaluation"
 
-    def _how_to_go_on(self) -> str:
+    def _how_to_go_on(self, changed: bool = False) -> str:
+        """The last checkpoint and a command; `changed` where the same steps would end in the same way."""
         written, again = self._checkpoints.numbered(), f"{self._together.launcher} resume {self.folder}"
+        if changed:
+            again = self._changed()
         if written:
             return f"the last checkpoint is {written[-1]}; go on with: {again}"
         return f"there is no checkpoint yet; start over with: {again}"
+
+    def _changed(self) -> str:
+        names = [stage.name for stage in self.experiment.stages]
+        number = 0 if self._current is None else names.index(self._current.stage.name)
+        return (
+            f"{self._together.launcher} train {self.folder / EXPERIMENT} --run-dir {self.folder} --resume "
+            f"--set stages.{number}.on_nan=skip --allow configuration (the same steps would end in the same way)"
+        )
 
     def _facts(self, *, interrupted: bool = False, failure: str | None = None) -> dict[str, Any]:
         told, material = self._told, self.material
