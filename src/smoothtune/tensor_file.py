@@ -11,12 +11,12 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from smoothtune.files import umask
-
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
     """Write `tensors` by name, brought to the CPU, with the umask's rights. Raises `OSError` for what the disk refuses."""
     held = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+    path.touch()  # with the umask's rights; the library gives its file the owner's alone
+    rights = path.stat().st_mode & 0o777
     try:
         save_file(held, path, metadata=None if metadata is None else dict(metadata))
     except SafetensorError as error:  # the library has one error for everything, and tells the system's in its text
@@ -25,4 +25,4 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[st
             raise
         number = int(code[1])
         raise OSError(number, os.strerror(number), str(path)) from None
-    path.chmod(0o666 & ~umask())  # the library writes for the owner alone
+    path.chmod(rights)
