@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from smoothtune.cli.probe_lines import loss_text, probe_lines
-from smoothtune.cli.train import Watcher
+from smoothtune.cli.watcher import Watcher
 from smoothtune.config.regularisers import (
     FreelbOptions,
     ProximalOptions,

@@ -10,7 +10,7 @@ import tomli_w
 from typer.testing import CliRunner
 
 from smoothtune.cli.main import app
-from smoothtune.cli.train import _changed, _percent
+from smoothtune.cli.stage_lines import changed_tasks, percent
 from smoothtune.config.loading import load
 from smoothtune.errors import UsageError
 from smoothtune.training.stage_events import StageBegin
@@ -149,7 +149,7 @@ def test_a_stage_tells_which_other_tasks_go_through_what_it_trains(
 
 def test_tasks_that_go_through_the_same_parts_are_told_in_one_line() -> None:
     others = {"a": ("encoder",), "b": ("encoder",), "c": ("encoder", "trunks.x"), "d": ()}
-    assert list(_changed(others)) == [
+    assert list(changed_tasks(others)) == [
         "a, b also go through the encoder, and are not in this stage: their answers change",
         "c also goes through the encoder and trunks.x, and is not in this stage: its answers change",
     ]
@@ -160,4 +160,4 @@ def test_tasks_that_go_through_the_same_parts_are_told_in_one_line() -> None:
     [(3_462 / 22_568_838, "0.015%"), (0.0025, "0.25%"), (0.0123, "1.2%"), (0.5, "50.0%"), (1.0, "100.0%")],
 )
 def test_a_small_share_has_two_significant_digits(share: float, said: str) -> None:
-    assert _percent(share) == said
+    assert percent(share) == said

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 import smoothtune
 from smoothtune.cli.main import app
-from smoothtune.cli.train import Watcher
+from smoothtune.cli.watcher import Watcher
 from smoothtune.errors import ConfigurationError, DataError, ModelFileError, TrainingError, UsageError
 from smoothtune.training import optimiser_step
 from smoothtune.training.loop import StepReport
