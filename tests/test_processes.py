@@ -29,6 +29,13 @@ from tests.tiny import write_bert
 from tests.together import prepared, pwim_step, start, twenty_steps, write_apart
 
 LIMIT = 60.0  # seconds until a process has noticed that another one is gone
+BEATING_FAST = """
+from datetime import timedelta
+from smoothtune.runtime import heartbeat
+heartbeat.BEAT = timedelta(seconds=0.6)
+from smoothtune.cli.main import main
+main()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -174,6 +181,34 @@ def test_a_killed_process_ends_the_other_and_the_run_goes_on(
     shutil.copytree(run, tmp_path / "copy")
     with pytest.raises(UsageError, match=r"number of processes \(processes: 2 then, 1 now\).*--allow device"):
         resume(tmp_path / "copy")
+    ended(start("-m", "smoothtune", "resume", str(run)), [0, 0])
+    assert same_run(run, folder / "whole")
+
+
+@pytest.mark.parametrize("stopped", [1, 0])  # 0 has the store where the beats are
+def test_a_process_that_answers_no_more_ends_the_other_and_the_run_goes_on(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped: int
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    run, file = tmp_path / "run", tmp_path / "hard.toml"
+    file.write_text(tomli_w.dumps(hard(folder / "encoder")))
+    given = ("train", str(file), "--data-dir", str(folder / "data"), "--run-dir", str(run))
+    processes = start("-c", BEATING_FAST, *given)
+    wait_for(run / "checkpoints" / "000006", processes)
+    processes[stopped].send_signal(signal.SIGSTOP)  # its connections stay, as those of a machine that vanished do
+    try:
+        said = ended([processes[1 - stopped]], [1])[0]
+    finally:
+        processes[stopped].kill()
+    ended([processes[stopped]], [-signal.SIGKILL])
+    who = ("process 0, or its launcher, through which the processes find each other, has", "process 1 has")[stopped]
+    assert (
+        f"process {1 - stopped} of 2: {who} not answered for 9 s (stopped, or the machine or the network is gone)"
+        in said
+    )
+    assert f"go on with: torchrun --nproc-per-node 2 -m smoothtune resume {run}" in said
+    assert "Traceback" not in said
+
     ended(start("-m", "smoothtune", "resume", str(run)), [0, 0])
     assert same_run(run, folder / "whole")
 

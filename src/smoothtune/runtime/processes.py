@@ -1,11 +1,13 @@
 """The processes that train one run together, as `torchrun` or `accelerate launch` start them; mostly there is one.
 
-What they tell each other goes over gloo, which notices at once when a process ends; sums of tensors on a GPU over NCCL.
+What they tell each other goes over gloo, which notices at once when a process ends; sums of tensors on a GPU over NCCL. One
+that is stopped, or whose machine vanishes, is missed by its beats (`runtime.heartbeat`).
 Knows nothing of models, files or what a run is.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +22,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from smoothtune.errors import ElsewhereError, OneProcessError, SmoothtuneError, UsageError
+from smoothtune.runtime import heartbeat
+from smoothtune.runtime.heartbeat import Heart
 
 _PATIENCE = timedelta(days=1)  # the first process may read data or write for long; one that ends is noticed without it
 _GPU_PATIENCE = timedelta(seconds=45)  # NCCL does not notice; all come to its sums within seconds of each other
@@ -28,14 +32,15 @@ _NO_EXIT_CODE = 1 << 10
 _MEETING = {"MASTER_ADDR", "MASTER_PORT"}
 
 _groups: dict[str, dist.ProcessGroup] = {}
+_hearts: list[Heart] = []  # one, once connected by what the launcher has set
 
 
 @dataclass(frozen=True, slots=True)
 class Processes:
     """Process `rank` of `world`, and among the `local_world` of its machine `local_rank`. Alone, nothing here costs anything.
 
-    One that does not `count` takes part in sums over rows with none of its own. Where another process has ended, whatever
-    waits for it raises `OneProcessError`.
+    One that does not `count` takes part in sums over rows with none of its own. Where another process has ended, or
+    answers no more, whatever waits for it raises `OneProcessError`.
     """
 
     rank: int = 0
@@ -161,13 +166,16 @@ class Processes:
     def _least(self, *numbers: int) -> list[int]:
         found = torch.tensor(numbers)
         with self._reaching():
-            dist.all_reduce(found, dist.ReduceOp.MIN, group=_groups["cpu"])
+            _reduce(found, dist.ReduceOp.MIN)
         least: list[int] = found.tolist()
         return least
 
     def _sum(self, tensor: Tensor) -> None:
         with self._reaching():
-            dist.all_reduce(tensor, group=_groups[tensor.device.type])
+            if tensor.device.type == "cpu":
+                _reduce(tensor, dist.ReduceOp.SUM)
+            else:
+                dist.all_reduce(tensor, group=_groups[tensor.device.type])
 
     @contextmanager
     def _reaching(self) -> Iterator[None]:
@@ -224,6 +232,8 @@ def together() -> Iterator[Processes]:
             if not dist.is_initialized():
                 dist.init_process_group("gloo", timeout=_PATIENCE)
             _groups["cpu"] = dist.new_group(backend="gloo", timeout=_PATIENCE)
+            if os.environ.keys() >= _MEETING:
+                _hearts.append(_heart(found))
     with computing_with(found):
         yield found
 
@@ -236,6 +246,28 @@ def connect(device: torch.device) -> None:
     os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")
     torch.cuda.set_device(device)
     _groups["cuda"] = dist.new_group(backend="nccl", timeout=_GPU_PATIENCE)
+
+
+def _heart(processes: Processes) -> Heart:
+    """Begin to beat, over a connection of its own to the store where the processes have met."""
+    store, *_ = next(dist.rendezvous("env://", timeout=_PATIENCE))  # type: ignore[attr-defined]
+    return Heart(store, processes.rank, processes.world, heartbeat.BEAT)
+
+
+def _reduce(tensor: Tensor, operation: dist.ReduceOp.RedOpType) -> None:
+    """Reduce a tensor on the CPU over all processes, in place."""
+    group = _groups["cpu"]
+    work = dist.all_reduce(tensor, operation, group=group, async_op=True)
+    try:
+        if _hearts:
+            _hearts[0].wait_for(work)
+        else:
+            work.wait()
+    finally:
+        if not work.is_completed():
+            # gloo cannot give up what is under way (its abort waits for that too, and so does the end of its group, which
+            # would keep this process from ending): one reference that nobody gives back, and the group is left as it is.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
 
 
 class _Summed(torch.autograd.Function):

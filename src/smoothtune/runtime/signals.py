@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
@@ -13,12 +13,15 @@ from typing import Any
 class Interrupts:
     """Within this context Ctrl-C interrupts only what runs inside `allowed()`, once; at the end the old handler is back.
 
-    A Ctrl-C elsewhere is kept for the next `allowed()`. SIGTERM interrupts nothing: `terminated` tells of it, to whom looks.
-    Only the main thread can be interrupted: in others nothing changes. `pending` tells of a Ctrl-C that is kept.
+    A Ctrl-C elsewhere is kept for the next `allowed()`; `kept` is called for it, once. SIGTERM interrupts nothing:
+    `terminated` tells of it, to whom looks. Only the main thread can be interrupted: in others nothing changes. `pending` tells
+    of a Ctrl-C that is kept.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, kept: Callable[[], None] = lambda: None) -> None:
         self.terminated = False
+        self._kept = kept
+        self._first_waits = False
         self._before: dict[signal.Signals, Any] = {}
         self._allowed = False
         self._pending = False
@@ -43,19 +46,24 @@ class Interrupts:
         return self._pending
 
     @contextmanager
-    def allowed(self) -> Iterator[None]:
-        """What runs inside is ended with `KeyboardInterrupt` by the first Ctrl-C, which may have come before."""
+    def allowed(self, *, second: bool = False) -> Iterator[None]:
+        """What runs inside is ended with `KeyboardInterrupt` by the first Ctrl-C, which may have come before.
+
+        With `second` the first is kept for whoever looks at `pending`, and the second one ends.
+        """
         try:
-            self._allowed = True
-            if self._pending:
+            self._allowed, self._first_waits = True, second
+            if self._pending and not second:
                 raise KeyboardInterrupt
             yield
         finally:
             self._allowed = False
 
     def _take(self, number: int, frame: FrameType | None) -> None:
-        if not self._allowed:
-            self._pending = True
+        if not self._allowed or (self._first_waits and not self._pending):
+            if not self._pending:
+                self._pending = True
+                self._kept()
             return
         self._allowed = False
         raise KeyboardInterrupt
