@@ -204,6 +204,12 @@ def test_what_is_not_said_has_a_default() -> None:
     assert [trunk_name(name, task) for name, task in found.tasks.items()] == ["sst", "sts"]
 
 
+@pytest.mark.parametrize(("value", "shown"), [(True, "true"), (2.5, "2.5"), ("10", "'10'"), ([3], "[3]")])
+def test_what_is_no_time_for_a_checkpoint_is_told(value: Any, shown: str) -> None:
+    wanted = "a number of steps, a table such as { minutes = 5 }, or false for never"
+    assert refusal(runtime={"checkpoint_every": value}) == [f"runtime.checkpoint_every: got {shown}, expected {wanted}"]
+
+
 def test_an_experiment_cannot_be_changed_and_its_tasks_have_a_shape_without_data() -> None:
     found = load(table()).experiment
     with pytest.raises(ValueError, match="frozen"):

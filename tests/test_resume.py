@@ -18,10 +18,10 @@ import torch
 
 from smoothtune.errors import ModelFileError, TerminatedError, UsageError
 from smoothtune.training.loop import StepReport
-from smoothtune.workflow.events import Resumed
+from smoothtune.workflow.events import Interrupting, Resumed
 from smoothtune.workflow.run_lock import RunLock
 from smoothtune.workflow.train import resume, train
-from tests.killing import KillAt, hard, same_run, until_killed
+from tests.killing import KillAt, hard, metrics, same_run, until_killed
 from tests.small_data import table, write_data
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -295,6 +295,107 @@ def test_metrics_that_lost_lines_are_noticed(cut: Path, tiny_encoder: Path, smal
         resume(cut)
 
 
+def contents(run: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
+
+
+def test_what_cannot_go_on_is_left_as_it_was(cut: Path, tiny_encoder: Path, small_data: Path) -> None:
+    wanted, before = hard(tiny_encoder), contents(cut)
+    wanted["trunks"]["pair"]["depth"] = 2
+    with pytest.raises(ModelFileError):
+        train(wanted, data_dir=small_data, run_dir=cut, resume=True, allow="configuration")
+    assert contents(cut) == before
+
+
+@pytest.mark.parametrize("harm", ["flip", "remove", "link"])
+def test_a_stage_model_that_is_another_one_is_noticed(
+    whole: tuple[Path, int], tiny_encoder: Path, small_data: Path, tmp_path: Path, harm: str
+) -> None:
+    run = killed(tiny_encoder, small_data, tmp_path / "run", whole[1] - 2)
+    path = run / "stages" / "joint" / "model.safetensors"
+    content = path.read_bytes()
+    path.unlink()
+    if harm == "flip":
+        path.write_bytes(content[:-3] + bytes([content[-3] ^ 1]) + content[-2:])
+    elif harm == "link":
+        (tmp_path / "elsewhere").write_bytes(content)
+        path.symlink_to(tmp_path / "elsewhere")
+    said = {"flip": "is not as the run wrote it", "remove": "No such file", "link": "leads out of its folder"}[harm]
+    advice = rf"the run needs its model after stage joint: put it back, or remove {run}/checkpoints to start over"
+    with pytest.raises(ModelFileError, match=rf"{path}: .*{said}.*{advice}"):
+        resume(run)
+    path.unlink(missing_ok=True)
+    path.write_bytes(content)
+    resume(run)
+    assert same_run(run, whole[0])
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "checkpoints", "stages"])
+def test_links_out_of_the_run_are_refused(cut: Path, tmp_path: Path, name: str) -> None:
+    place, elsewhere = cut / name, tmp_path / "elsewhere"
+    if place.exists():
+        place.rename(elsewhere)
+    place.symlink_to(elsewhere)
+    with pytest.raises(ModelFileError, match=rf"{place}: is a link; .* put what it leads to in its place"):
+        resume(cut)
+
+
+def test_a_finished_run_is_not_taken_for_another_experiment(
+    whole: tuple[Path, int], tiny_encoder: Path, small_data: Path
+) -> None:
+    wanted = hard(tiny_encoder, every=False)
+    wanted["seed"] = 77
+    with pytest.raises(
+        UsageError, match=r"the run is finished, and its experiment is another .*seed.*another --run-dir"
+    ):
+        train(wanted, data_dir=small_data, run_dir=whole[0], resume=True, allow=["configuration"])
+
+
+def test_data_and_encoder_that_have_moved(
+    whole: tuple[Path, int], tiny_encoder: Path, small_data: Path, tmp_path: Path
+) -> None:
+    data, encoder = shutil.copytree(small_data, tmp_path / "data"), shutil.copytree(tiny_encoder, tmp_path / "encoder")
+    run = killed(encoder, data, tmp_path / "run", 9)
+    for folder in (data, encoder):
+        folder.rename(tmp_path / f"moved-{folder.name}")
+    with pytest.raises(
+        UsageError, match=r"encoder.name = .*/encoder, tasks\.mood\.train = .*; put that back, or write its new"
+    ):
+        resume(run)
+    path = run / "experiment.toml"
+    path.write_text(path.read_text().replace(str(tmp_path / "data"), str(tmp_path / "moved-data")))
+    path.write_text(path.read_text().replace(str(tmp_path / "encoder"), str(tmp_path / "moved-encoder")))
+    resume(run)
+    assert metrics(run) == metrics(whole[0])
+
+
+def test_a_run_knows_its_encoder_in_every_folder(
+    tiny_encoder: Path, small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_encoder.parent)
+    run = killed(Path(tiny_encoder.name), small_data, tmp_path / "run", 3)
+    monkeypatch.chdir(tmp_path)
+    assert resume(run).experiment.encoder.name == str(tiny_encoder)
+
+
+def test_the_command_to_go_on_is_ready_for_a_shell(tiny_encoder: Path, small_data: Path, tmp_path: Path) -> None:
+    def listen(event: Any) -> None:
+        if isinstance(event, StepReport):
+            signal.raise_signal(signal.SIGTERM)
+
+    run = tmp_path / "my first run"
+    with pytest.raises(TerminatedError, match=rf"go on with: smoothtune resume '{run}'$"):
+        train(hard(tiny_encoder), data_dir=small_data, run_dir=run, listen=listen)
+
+
+def test_a_folder_in_which_nothing_came_to_be_written_is_taken(
+    tiny_encoder: Path, small_data: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".experiment.toml.abc.part").write_text("half")
+    assert train(table(tiny_encoder), data_dir=small_data, run_dir=tmp_path / "run", resume=True).evaluation is not None
+
+
 # signals
 
 
@@ -320,17 +421,38 @@ def test_sigterm_leaves_a_checkpoint_of_the_last_step(
     assert same_run(run, whole[0])
 
 
-def test_ctrl_c_leaves_a_run_to_go_on_with(
-    whole: tuple[Path, int], tiny_encoder: Path, small_data: Path, tmp_path: Path
+@pytest.mark.parametrize("every", [{"epochs": 0}, 1, False])
+def test_ctrl_c_ends_after_the_step_with_a_checkpoint(
+    whole: tuple[Path, int], tiny_encoder: Path, small_data: Path, tmp_path: Path, every: Any
 ) -> None:
+    told: list[Any] = []
+
     def listen(event: Any) -> None:
         if isinstance(event, StepReport) and event.step == 7:
             signal.raise_signal(signal.SIGINT)
+        told.append(event)
 
-    run = train(hard(tiny_encoder), data_dir=small_data, run_dir=tmp_path / "run", listen=listen)
+    run = train(hard(tiny_encoder, every=every), data_dir=small_data, run_dir=tmp_path / "run", listen=listen)
     assert run.interrupted
-    assert resume(run.folder).evaluation is not None
+    assert [event for event in told if isinstance(event, Interrupting)] == [Interrupting(every is not False, True)]
+    assert max(event.step for event in told if isinstance(event, StepReport)) == 7
+    events: list[Any] = []
+    assert resume(run.folder, listen=events.append).evaluation is not None
+    steps = [event.step for event in events if isinstance(event, StepReport)]
+    assert steps[0] == (1 if every is False else 8)
     assert same_run(run.folder, whole[0])
+
+
+def test_a_second_ctrl_c_ends_at_once(tiny_encoder: Path, small_data: Path, tmp_path: Path) -> None:
+    def listen(event: Any) -> None:
+        if isinstance(event, StepReport) and event.step == 3:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+            raise AssertionError("it went on")
+
+    run = train(hard(tiny_encoder, every={"epochs": 0}), data_dir=small_data, run_dir=tmp_path / "run", listen=listen)
+    assert run.interrupted
+    assert not (run.folder / "checkpoints").exists()
 
 
 def test_the_program_ends_with_143_and_goes_on(tiny_encoder: Path, small_data: Path, tmp_path: Path) -> None:

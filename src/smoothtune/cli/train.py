@@ -77,6 +77,7 @@ def _show(train: Callable[[Watcher], Run]) -> None:
     """Live progress, then the table of results, from the first process alone."""
     from smoothtune.cli.tables import out, score_rows, table
     from smoothtune.runtime.processes import launched
+    from smoothtune.workflow.advice import going_on, resume_command
 
     watcher = Watcher()
     try:
@@ -88,7 +89,7 @@ def _show(train: Callable[[Watcher], Run]) -> None:
         if processes.is_main:
             typer.echo(
                 f"interrupted; the best model so far (before a first evaluation: as it stood) is in {run.folder / 'model'}; "
-                f"go on with: {processes.launcher} resume {run.folder}",
+                f"{going_on(run.folder, resume_command(run.folder))}",
                 err=True,
             )
         raise typer.Exit(130)

@@ -49,7 +49,7 @@ class Watcher:
         from smoothtune.training.loop import Pieces, StepReport
         from smoothtune.training.notices import Notice
         from smoothtune.training.stage_events import StageBegin, StageEnd, StageEpoch
-        from smoothtune.workflow.events import Resumed, RunBegin, RunEnd
+        from smoothtune.workflow.events import Interrupting, Resumed, RunBegin, RunEnd
         from smoothtune.workflow.frozen import Encoding, FrozenStates
 
         if isinstance(event, StepReport):
@@ -88,6 +88,10 @@ class Watcher:
                 f"stage {event.stage} ended: {event.reason}; best {metric} {event.best:.4f}", soft_wrap=True
             )
             self._console.print(f"  {change_text(event, self._of_tasks('score', event.after))}", soft_wrap=True)
+        elif isinstance(event, Interrupting):
+            kept = ", with a checkpoint" if event.checkpoint else ""
+            again = "; once more ends it at once" if event.at_once else ""
+            self._console.print(f"Ctrl-C: the run ends after this step or evaluation{kept}{again}", soft_wrap=True)
         elif isinstance(event, RunEnd):
             self._explain(event.undefined)
 

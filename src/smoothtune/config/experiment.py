@@ -37,7 +37,12 @@ class CheckpointEvery(Options):
 def _as_every(value: Any) -> Any:
     if value is False:
         return {"epochs": 0, "steps": 0, "minutes": 0}
-    return {"steps": value} if isinstance(value, int) and value is not True else value
+    if value is True or not isinstance(value, int | dict | CheckpointEvery):
+        got = "true" if value is True else repr(value)[:80]
+        raise ValueError(
+            f"got {got}, expected a number of steps, a table such as {{ minutes = 5 }}, or false for never"
+        )
+    return {"steps": value} if isinstance(value, int) else value
 
 
 class RuntimeOptions(Options):

@@ -45,6 +45,11 @@ def find_checkpoint(options: EncoderOptions) -> Path:
     return download(name, options.revision)
 
 
+def folder_on_disk(name: str) -> Path | None:
+    """The folder that an encoder's name means, None where it is bundled or of the Hub."""
+    return None if name in BUNDLED_FILES else _on_disk(name)[0]
+
+
 def _on_disk(name: str) -> tuple[Path | None, bool]:
     """The folder of that name, None where there is none, and whether it can mean nothing but a path."""
     try:

@@ -9,8 +9,8 @@ from typing import Any
 
 from smoothtune.config.experiment import Experiment
 from smoothtune.errors import ModelFileError
-from smoothtune.runtime.processes import launched
 from smoothtune.training.checkpoint import FORMAT, Checkpoints
+from smoothtune.workflow.advice import resume_command
 from smoothtune.workflow.identity import Identity, compare, configuration_of
 from smoothtune.workflow.run import CHECKPOINTS, read_experiment
 from smoothtune.workflow.saving import RunState, run_state
@@ -22,7 +22,8 @@ _MACHINE = ("processor", "python", "packages")
 class Earlier:
     """The run's experiment and its last whole checkpoint: `folder`, `state` and `stage` are None and empty without one.
 
-    `damaged` says what is wrong with checkpoints after it; `allowed` are the kinds of difference to go on with.
+    `damaged` says what is wrong with checkpoints after it; `allowed` are the kinds of difference to go on with; `differs` says
+    what is allowed of the experiment that takes the place of the run's own.
     """
 
     run: Path
@@ -34,6 +35,7 @@ class Earlier:
     again: str = "the same command and"
     state: RunState | None = None
     stage: Mapping[str, Any] = field(default_factory=dict)
+    differs: tuple[str, ...] = ()
 
     def compare(self, identity: Identity, machine: Mapping[str, Any]) -> list[str]:
         """Why the result may not be that of a run that never stopped. Raises `UsageError` for what is not allowed."""
@@ -60,13 +62,13 @@ def read_earlier(run: Path, experiment: Experiment | None, allowed: Collection[s
     wanted = own if experiment is None else experiment
     then, now = ({"configuration": configuration_of(one)} for one in (own, wanted))
     # without an experiment the run goes on with its own; with another one, it is that which has to be given again
-    again = f"{launched().launcher} resume {run}" if experiment is None else "the same command and"
-    compare(then, now, allowed, str(run), again)
+    again = resume_command(run) if experiment is None else "the same command and"
+    differs = compare(then, now, allowed, str(run), again)
     checkpoint, damaged = Checkpoints(run / CHECKPOINTS).newest()
     if checkpoint is None:
         if damaged:
             told = "; ".join(damaged)
             raise ModelFileError(f"{told}; no other checkpoint is whole: remove {run / CHECKPOINTS} to start over")
-        return Earlier(run, wanted, damaged, allowed, again=again)
+        return Earlier(run, wanted, damaged, allowed, again=again, differs=tuple(differs))
     state, stage = run_state(checkpoint, len(wanted.stages))
     return Earlier(run, wanted, damaged, allowed, checkpoint.folder, checkpoint.format, again, state, stage)

@@ -38,6 +38,17 @@ class Resumed:
 
 
 @dataclass(frozen=True, slots=True)
+class Interrupting:
+    """Ctrl-C has come: the run ends after the step or evaluation under way, with a `checkpoint` if it writes any.
+
+    With `at_once` a second one ends it without.
+    """
+
+    checkpoint: bool
+    at_once: bool
+
+
+@dataclass(frozen=True, slots=True)
 class RunEnd:
     """The model is written; `scores` are those of all tasks on dev, None when the run was interrupted.
 
@@ -49,4 +60,4 @@ class RunEnd:
     undefined: dict[str, str]
 
 
-Event = RunBegin | Resumed | Encoding | FrozenStates | StageEvent | RunEnd
+Event = RunBegin | Resumed | Encoding | FrozenStates | StageEvent | Interrupting | RunEnd

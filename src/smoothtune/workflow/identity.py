@@ -62,6 +62,7 @@ def configuration_of(experiment: Experiment) -> dict[str, Any]:
     """All keys that change what a run computes: not how often it writes, where its files are or how it is called."""
     table = experiment.model_dump(mode="json", by_alias=True)
     del table["runtime"]["checkpoint_every"], table["name"]
+    del table["encoder"]["name"], table["encoder"]["revision"]  # its content is compared
     for task in table["tasks"].values():
         for split in ("train", "dev", "test"):
             if isinstance(task.get(split), str):
@@ -94,11 +95,13 @@ def check_alike(first: Mapping[str, Any], mine: Identity, rank: int) -> None:
         )
 
 
-def check_kinds(allowed: Collection[str]) -> None:
-    """Raise `UsageError` for a kind that there is not."""
-    for kind in allowed:
+def check_kinds(allowed: str | Collection[str]) -> tuple[str, ...]:
+    """The kinds, of which one may stand alone. Raises `UsageError` for a kind that there is not."""
+    kinds = (allowed,) if isinstance(allowed, str) else tuple(allowed)
+    for kind in kinds:
         if kind not in KINDS:
             raise UsageError(f"--allow {kind}: there is no such kind; take one of {', '.join(KINDS)}")
+    return kinds
 
 
 def _sentence(kind: str, kept: Any, now: Any) -> str:

@@ -23,7 +23,7 @@ from smoothtune.workflow.run_lock import LOCK
 if TYPE_CHECKING:
     from smoothtune.inference.model import Model
 
-EXPERIMENT, METRICS, EVALUATION, STATE, CHECK, MODEL, CHECKPOINTS = (
+EXPERIMENT, METRICS, EVALUATION, STATE, CHECK, MODEL, CHECKPOINTS, STAGES = (
     "experiment.toml",
     "metrics.jsonl",
     "evaluation.json",
@@ -31,6 +31,7 @@ EXPERIMENT, METRICS, EVALUATION, STATE, CHECK, MODEL, CHECKPOINTS = (
     "check.json",
     "model",
     "checkpoints",
+    "stages",
 )
 
 
@@ -56,14 +57,15 @@ class Run:
 def new_run_folder(run_dir: str | Path | None, name: str, *, empty: bool = False) -> Path:
     """Create the folder of a new run, by default `runs/NAME-DATE`. Raises `UsageError` when it exists.
 
-    With `empty` one that holds no more than a lock is taken: a process was ended before it wrote anything.
+    With `empty` one that holds no more than a lock, and what was being written, is taken: a process was ended before it had
+    written anything.
     """
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     folder = Path("runs") / f"{name.replace('/', '-').strip('.')}-{stamp}" if run_dir is None else Path(run_dir)
     try:
         folder.mkdir(parents=True)
     except FileExistsError:
-        if empty and folder.is_dir() and all(path.name == LOCK for path in folder.iterdir()):
+        if empty and folder.is_dir() and all(_before_all(path.name) for path in folder.iterdir()):
             return folder
         raise UsageError(
             f"{folder}: exists already; a run never overwrites one: give another --run-dir, or --resume to go on with it"
@@ -71,6 +73,10 @@ def new_run_folder(run_dir: str | Path | None, name: str, *, empty: bool = False
     except OSError as error:
         raise WriteError(f"{folder}: cannot be created: {error.strerror}") from None
     return folder
+
+
+def _before_all(name: str) -> bool:
+    return name == LOCK or (name.startswith(".") and name.endswith(".part"))
 
 
 def finished_run(folder: Path, experiment: Experiment) -> Run | None:
@@ -81,6 +87,19 @@ def finished_run(folder: Path, experiment: Experiment) -> Run | None:
     if state.get("interrupted") is not False or state.get("failure") is not None:
         return None
     return Run(folder, experiment, read_json(folder / EVALUATION))
+
+
+def check_own(folder: Path) -> None:
+    """Raise `ModelFileError` where something that a run writes in its folder is a link: it would write elsewhere."""
+    for name in (METRICS, CHECKPOINTS, STAGES, LOCK):
+        if (folder / name).is_symlink():
+            raise ModelFileError(
+                f"{folder / name}: is a link; a run writes inside its own folder alone: put what it leads to in its place"
+            )
+
+
+def _no_link(name: str, flags: int) -> int:
+    return os.open(name, flags | os.O_NOFOLLOW, 0o666)
 
 
 class RunFiles:
@@ -96,7 +115,7 @@ class RunFiles:
     def add_metrics(self, line: dict[str, Any]) -> None:
         """One more line of metrics.jsonl, on disk when this returns."""
         try:
-            with (self.folder / METRICS).open("a", encoding="utf-8") as file:
+            with open(self.folder / METRICS, "a", encoding="utf-8", opener=_no_link) as file:
                 file.write(json.dumps(line) + "\n")
                 file.flush()
                 os.fsync(file.fileno())

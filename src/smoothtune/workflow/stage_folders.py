@@ -8,9 +8,7 @@ from smoothtune.config.experiment import Experiment
 from smoothtune.config.problems import near
 from smoothtune.errors import ModelFileError, UsageError
 from smoothtune.nn.folder import read_json
-from smoothtune.workflow.run import EXPERIMENT, MODEL, STATE, read_experiment
-
-STAGES = "stages"
+from smoothtune.workflow.run import EXPERIMENT, MODEL, STAGES, STATE, read_experiment
 
 
 def stage_folder(run: Path, name: str) -> Path:

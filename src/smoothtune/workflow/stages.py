@@ -14,7 +14,10 @@ from smoothtune.workflow.metrics_line import plain
 
 @dataclass(slots=True)
 class StageRecord:
-    """A stage as `run.json` tells of it; until it ends, `reason` and `after` are None."""
+    """A stage as `run.json` tells of it; until it ends, `reason` and `after` are None.
+
+    `files` are the sums of its model's files where it has a folder of its own (see `kept_stages`).
+    """
 
     experiment: Experiment
     number: int
@@ -22,6 +25,7 @@ class StageRecord:
     before: Any = None
     train_seconds: float = 0.0
     end: StageEnd | None = None
+    files: dict[str, str] | None = None
 
     def take(self, event: StageEvent) -> None:
         """Follow one event of the stage."""
@@ -49,6 +53,7 @@ class StageRecord:
             "reason": None if end is None else end.reason,
             "before": _scores(self.before),
             "after": None if end is None else _scores(end.after),
+            "files": self.files,
         }
         told: dict[str, Any] = plain(found)
         return told

@@ -11,12 +11,12 @@ from smoothtune.config.experiment import Experiment
 from smoothtune.config.loading import load
 from smoothtune.errors import UsageError
 from smoothtune.runtime.processes import Processes, together
-from smoothtune.workflow.earlier import read_earlier
+from smoothtune.workflow.earlier import Earlier, read_earlier
 from smoothtune.workflow.events import Event, RunBegin, RunEnd
 from smoothtune.workflow.identity import check_kinds
 from smoothtune.workflow.material import Material
-from smoothtune.workflow.paths import absolute
-from smoothtune.workflow.run import EXPERIMENT, Run, finished_run, new_run_folder
+from smoothtune.workflow.paths import absolute, moved
+from smoothtune.workflow.run import EXPERIMENT, Run, check_own, finished_run, new_run_folder
 from smoothtune.workflow.run_lock import RunLock
 from smoothtune.workflow.training_run import TrainingRun
 
@@ -49,16 +49,16 @@ def train(
     """
     with together() as processes:
         with processes.agreeing():
-            check_kinds(allow)
+            allowed = check_kinds(allow)
             loaded = load(experiment, overrides=overrides, data_dir=data_dir, seed=seed)
             wanted = absolute(loaded.experiment, loaded.base)
             if resume and run_dir is None:
                 raise UsageError("--resume: give the folder of the run with --run-dir")
-            if not resume and allow:
+            if not resume and allowed:
                 raise UsageError("--allow: is for runs that go on; give --resume as well")
             goes_on = resume and (Path(str(run_dir)) / EXPERIMENT).exists()
         if processes.any(goes_on)[0]:
-            return _go_on(Path(str(run_dir)), wanted, allow, listen, processes)
+            return _go_on(Path(str(run_dir)), wanted, allowed, listen, processes)
         material = Material(wanted)
         folder = Path()
         with processes.agreeing():
@@ -84,8 +84,8 @@ def resume(run_dir: str | Path, *, allow: Collection[str] = (), listen: Callable
     """
     with together() as processes:
         with processes.agreeing():
-            check_kinds(allow)
-        return _go_on(Path(run_dir), None, allow, listen, processes)
+            allowed = check_kinds(allow)
+        return _go_on(Path(run_dir), None, allowed, listen, processes)
 
 
 def _go_on(
@@ -100,8 +100,10 @@ def _go_on(
             raise UsageError(f"{folder}: there is no such run folder")
     with _locked(folder, processes):
         with processes.agreeing():
+            check_own(folder)
             earlier = read_earlier(folder, wanted, allow)
             done = finished_run(folder, earlier.experiment)
+            _check_done(folder, done, earlier)
         last = processes.of_main(str(earlier.folder))
         with processes.agreeing():
             if str(earlier.folder) != last:
@@ -112,6 +114,22 @@ def _go_on(
             return done
         threads = None if earlier.state is None else earlier.state.threads
         return TrainingRun(Material(earlier.experiment, threads), folder, listen, earlier).run()
+
+
+def _check_done(folder: Path, done: Run | None, earlier: Earlier) -> None:
+    """Raise `UsageError` where a finished run is asked for another experiment, or an unfinished one's files are not there."""
+    if done is not None and earlier.differs:
+        raise UsageError(
+            f"{folder}: the run is finished, and its experiment is another one ({'; '.join(earlier.differs)}); "
+            "give another --run-dir"
+        )
+    gone = {} if done is not None else moved(earlier.experiment)
+    if gone:
+        told = ", ".join(f"{key} = {path}" for key, path in gone.items())
+        raise UsageError(
+            f"{folder}: not there any more: {told}; put that back, or write its new place into {folder / EXPERIMENT}: what is "
+            "in it is compared, not where it is"
+        )
 
 
 @contextmanager

@@ -22,16 +22,18 @@ from smoothtune.training.checkpoint import Checkpoints
 from smoothtune.training.loop import StepReport
 from smoothtune.training.notices import Notice
 from smoothtune.training.stage import StageRun
-from smoothtune.training.stage_events import StageEpoch, StageEvent
+from smoothtune.training.stage_events import StageBegin, StageEpoch, StageEvent
 from smoothtune.training.state import State
+from smoothtune.workflow.advice import going_on, resume_command, skipping_command
 from smoothtune.workflow.earlier import Earlier
-from smoothtune.workflow.events import Event, Resumed, RunBegin, RunEnd
+from smoothtune.workflow.events import Event, Interrupting, Resumed, RunBegin, RunEnd
 from smoothtune.workflow.frozen import Encoding, FrozenStates
+from smoothtune.workflow.kept_stages import check_kept, sums_of
 from smoothtune.workflow.material import Begun, Material
 from smoothtune.workflow.metrics_line import metrics_line
-from smoothtune.workflow.run import CHECK, CHECKPOINTS, EVALUATION, EXPERIMENT, MODEL, STATE, Run, RunFiles, machine
+from smoothtune.workflow.run import CHECK, CHECKPOINTS, EVALUATION, MODEL, STAGES, STATE, Run, RunFiles, machine
 from smoothtune.workflow.saving import RunState, Saver
-from smoothtune.workflow.stage_folders import STAGES, stage_folder
+from smoothtune.workflow.stage_folders import stage_folder
 from smoothtune.workflow.stages import StageRecord
 
 
@@ -70,7 +72,7 @@ class TrainingRun:
         self._identity = material.identity()
         self._checkpoints = Checkpoints(folder / CHECKPOINTS)
         self._saver = Saver(self._checkpoints, self.experiment.runtime.checkpoint_every, self._state)
-        self._interrupts = Interrupts()
+        self._interrupts = Interrupts(self._interrupting)
         self._told = _Told([], [], [], [], [])
         self._current: StageRun | None = None
 
@@ -96,11 +98,7 @@ class TrainingRun:
         state = earlier.state
         with self._together.agreeing():
             differs = earlier.compare(self._identity, machine(self.material.device.type))
-            if self._writes:
-                self.files.remove_leftovers()
-                self._checkpoints.drop_after(earlier.folder)
-                self.files.cut_metrics(state.metrics)
-                self.files.write_experiment(self.experiment)
+            check_kept(self.folder, self.experiment, state.told)
         step = earlier.stage["progress"]["step"]
         name = self.experiment.stages[state.stage].name
         now = {"date": machine(self.material.device.type)["date"], "stage": name, "step": step, "differs": differs}
@@ -111,6 +109,16 @@ class TrainingRun:
             Resumed(self.folder, earlier.folder, name, step, tuple(earlier.damaged), tuple(differs))
         )  # fmt: skip
         return state.stage, earlier.stage
+
+    def _take_back(self) -> None:
+        """Make the folder what it was at the checkpoint, once the stage has taken its state: till then nothing changes."""
+        earlier = self._earlier
+        assert earlier is not None
+        assert earlier.state is not None
+        self.files.remove_leftovers()
+        self.files.cut_metrics(earlier.state.metrics)
+        self._checkpoints.drop_after(earlier.folder)
+        self.files.write_experiment(self.experiment)
 
     def _begin(self, earlier: Earlier | None) -> None:
         if earlier is not None:
@@ -131,7 +139,7 @@ class TrainingRun:
     def _train(self, first: int, goes_on_from: Any) -> bool:
         """The stages from `first`, then the best state; whether Ctrl-C ended them early."""
         try:
-            with self._interruptible():
+            with self._interruptible(second=True):
                 for number in range(first, len(self.experiment.stages)):
                     self._run_stage(number, goes_on_from if number == first else None)
         except KeyboardInterrupt:
@@ -144,9 +152,9 @@ class TrainingRun:
             raise type(error)(f"{error}; {self._keep_failed(str(error))}") from None
         return False
 
-    def _interruptible(self) -> AbstractContextManager[None]:
-        """Ctrl-C interrupts one process wherever it is, and several after a step: they must leave together."""
-        return self._interrupts.allowed() if self._together.alone else nullcontext()
+    def _interruptible(self, *, second: bool = False) -> AbstractContextManager[None]:
+        """Ctrl-C, or the second one, interrupts one process wherever it is, and several after a step: they leave together."""
+        return self._interrupts.allowed(second=second) if self._together.alone else nullcontext()
 
     def _run_stage(self, number: int, goes_on_from: Any) -> None:
         self._current = None
@@ -159,6 +167,10 @@ class TrainingRun:
         self._told.stages.append(record)
         self._current = current
         for event in current.events():
+            if goes_on_from is not None and isinstance(event, StageBegin):
+                with self._together.agreeing():
+                    if self._writes:
+                        self._take_back()
             self._record(event)
             if self._writes:
                 self._saver.take(event)
@@ -168,29 +180,34 @@ class TrainingRun:
                 self._keep_stage(number)
 
     def _heed_signals(self, event: Any) -> None:
-        """After a step or an epoch the state is one to go on from; elsewhere the last checkpoint must do.
+        """After a step or an epoch the state is one to go on from; while texts are encoded the last checkpoint must do.
 
-        There several processes learn of each other's signals.
+        After a step or an epoch several processes learn of each other's signals.
         """
         whole, signals = isinstance(event, StepReport | StageEpoch), self._interrupts
-        if self._together.alone:
-            terminated, interrupted = signals.terminated, False
-        elif whole:
+        if whole:
             terminated, interrupted = self._together.any(signals.terminated, signals.pending)
+        elif self._together.alone and isinstance(event, Encoding | FrozenStates):
+            terminated, interrupted = signals.terminated, signals.pending
         else:
             return
+        if whole and (terminated or interrupted):
+            self._write_last()
         if terminated:
-            self._end(whole)
+            with self._together.agreeing():
+                if self._writes:
+                    raise TerminatedError(f"{self.folder}: ended by SIGTERM; {self._how_to_go_on()}")
         if interrupted:
             raise KeyboardInterrupt
 
-    def _end(self, whole: bool) -> None:
-        """End by SIGTERM, with a checkpoint where the state is `whole`."""
+    def _interrupting(self) -> None:
+        self.listen(Interrupting(not self.experiment.runtime.checkpoint_every.never, self._together.alone))
+
+    def _write_last(self) -> None:
+        """A checkpoint of the step after which a signal ends the run."""
         with self._together.agreeing():
-            if self._writes:
-                if whole and not self.experiment.runtime.checkpoint_every.never:
-                    self._saver.write()
-                raise TerminatedError(f"{self.folder}: ended by SIGTERM; {self._how_to_go_on()}")
+            if self._writes and not self.experiment.runtime.checkpoint_every.never:
+                self._saver.write()
 
     def _keep_stage(self, number: int) -> None:
         """The model after a stage; that after the last one is the run's."""
@@ -198,7 +215,9 @@ class TrainingRun:
         if number < len(self.experiment.stages) - 1:
             dtype = pick_dtype(stage.precision, self.material.device)
             facts = {**self._facts(), "precision": str(dtype).removeprefix("torch."), "stage": stage.name}
-            self.material.write_model(stage_folder(self.folder, stage.name), facts)
+            folder = stage_folder(self.folder, stage.name)
+            self.material.write_model(folder, facts)
+            self._told.stages[-1].files = sums_of(folder)
 
     def _state(self) -> State:
         """What a checkpoint holds now."""
@@ -273,20 +292,12 @@ class TrainingRun:
 
     def _how_to_go_on(self, changed: bool = False) -> str:
         """The last checkpoint and a command; `changed` where the same steps would end in the same way."""
-        written, again = self._checkpoints.numbered(), f"{self._together.launcher} resume {self.folder}"
-        if changed:
-            again = self._changed()
-        if written:
-            return f"the last checkpoint is {written[-1]}; go on with: {again}"
-        return f"there is no checkpoint yet; start over with: {again}"
+        return going_on(self.folder, self._changed() if changed else resume_command(self.folder))
 
     def _changed(self) -> str:
         names = [stage.name for stage in self.experiment.stages]
         number = 0 if self._current is None else names.index(self._current.stage.name)
-        return (
-            f"{self._together.launcher} train {self.folder / EXPERIMENT} --run-dir {self.folder} --resume "
-            f"--set stages.{number}.on_nan=skip --allow configuration (the same steps would end in the same way)"
-        )
+        return f"{skipping_command(self.folder, number)} (the same steps would end in the same way)"
 
     def _facts(self, *, interrupted: bool = False, failure: str | None = None) -> dict[str, Any]:
         told, material = self._told, self.material
