@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -293,6 +294,45 @@ def test_metrics_that_lost_lines_are_noticed(cut: Path, tiny_encoder: Path, smal
     (cut / "metrics.jsonl").write_text("")
     with pytest.raises(ModelFileError, match=r"metrics\.jsonl: has 0 bytes, the checkpoint was written after"):
         resume(cut)
+    (cut / "metrics.jsonl").write_text("x" * 100_000)
+    with pytest.raises(
+        ModelFileError, match=r"metrics\.jsonl: no line ends at byte \d+, after which the checkpoint was"
+    ):
+        resume(cut)
+
+
+@pytest.mark.parametrize("name", ["", "state.json", "SHA256SUMS"])
+def test_a_checkpoint_that_may_not_be_read_is_not_taken_for_damaged(
+    cut: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    newest, before = cut / "checkpoints" / "000007", contents(cut)
+    place, find, read = newest / name, Path.iterdir, Path.open
+
+    def refuse(path: Path) -> None:
+        if path == (place if name else newest.parent):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "iterdir", lambda path: (refuse(path), find(path))[1])
+    monkeypatch.setattr(Path, "open", lambda path, *given, **named: (refuse(path), read(path, *given, **named))[1])
+    with pytest.raises(
+        UsageError, match=r": cannot be read: Permission denied; give the user of this process the right"
+    ):
+        resume(cut)
+    monkeypatch.undo()
+    assert contents(cut) == before
+
+
+def test_a_longer_stage_goes_on_where_that_is_allowed(tiny_encoder: Path, small_data: Path, tmp_path: Path) -> None:
+    run, wanted = tmp_path / "run", table(tiny_encoder, stop={"max_epochs": 1})
+    wanted["runtime"] = {"checkpoint_every": 1}
+    count = KillAt()
+    train(wanted, data_dir=small_data, run_dir=tmp_path / "whole", listen=count)
+    assert until_killed(lambda: train(wanted, data_dir=small_data, run_dir=run, listen=KillAt(count.count - 1)))
+    wanted["stages"][0]["stop"]["max_epochs"] = 2
+    with pytest.raises(UsageError, match=r"max_epochs: 1 then, 2 now"):
+        train(wanted, data_dir=small_data, run_dir=run, resume=True)
+    train(wanted, data_dir=small_data, run_dir=run, resume=True, allow=["configuration"])
+    assert [line["epoch"] for line in metrics(run)] == [1, 2]
 
 
 def contents(run: Path) -> dict[Path, bytes]:

@@ -223,7 +223,7 @@ def test_a_fresh_schedule_goes_on_from_a_state(
 
 def test_a_state_of_other_tasks_is_refused() -> None:
     state = build({"kind": "proportional"}, [5]).state_dict()
-    with pytest.raises(ValueError, match=r"^the state is of tasks \['t0'\], not \['t0', 't1'\]$"):
+    with pytest.raises(ValueError, match=r"^cursors: got tasks \['t0'\], expected \['t0', 't1'\]$"):
         build({"kind": "proportional"}, [5, 6]).load_state_dict(state)
 
 

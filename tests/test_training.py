@@ -186,7 +186,7 @@ def test_stopping_goes_on_from_its_state(values: tuple[float, ...]) -> None:
     rule, again = Stopping(patience=3, threshold=0.0), Stopping(patience=3, threshold=0.0)
     for value in values:
         rule.improves(value)
-    again.load_state_dict(rule.state_dict())
+    again.load_state_dict(rule.state_dict(), epochs=len(values))
     assert (again.best, again.waited) == (rule.best, rule.waited)
 
 

@@ -6,14 +6,16 @@ Readers return where the files could be read, and raise a `SmoothtuneError` wher
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
 from smoothtune.errors import DataError
 from tests.fuzz.files import Files, read_files
+from tests.fuzz.going_on import GoingOn, one_value_changed, with_sums
+from tests.fuzz.mutations import mutated
 from tests.small_data import prepare, table, write_data
 from tests.tiny import write_bert, write_tokenizer
 
@@ -23,13 +25,15 @@ TEXTS = ["the cat is not bad", "rain and sun", "a" * 300]
 class Target(NamedTuple):
     """`share` of all inputs goes to this one. `seeds` makes folders of valid files, given an empty one; `read` reads one.
 
-    `mend` puts right what only says that something was changed, such as checksums, in half of the inputs.
+    `mend` puts right what only says that something was changed, such as checksums, in half of the inputs; `change` makes an
+    input of one of the seeds, given all of them.
     """
 
     share: float
     seeds: Callable[[Path], list[Files]]
     read: Callable[[Path], None]
     mend: Callable[[Files], Files] | None = None
+    change: Callable[[Files, Sequence[Files], random.Random], Files] = mutated
 
 
 def experiment_seeds(work: Path) -> list[Files]:
@@ -246,21 +250,17 @@ def read_state(folder: Path) -> None:
     read_checkpoint(folder)
 
 
-def with_sums(files: Files) -> Files:
-    """The files with the sums that they have now."""
-    named = ("state.json", "tensors.safetensors")
-    lines = [f"{sha256(found).hexdigest()}  {name}\n" for name in named if isinstance(found := files.get(name), bytes)]
-    return {**files, "SHA256SUMS": "".join(lines).encode()}
-
+GOING_ON = GoingOn()
 
 TARGETS: dict[str, Target] = {
-    "experiment": Target(0.2, experiment_seeds, read_experiment),
-    "delimited": Target(0.14, delimited_seeds, read_rows),
+    "experiment": Target(0.16, experiment_seeds, read_experiment),
+    "delimited": Target(0.12, delimited_seeds, read_rows),
     "jsonl": Target(0.08, jsonl_seeds, read_rows),
-    "parquet": Target(0.1, parquet_seeds, read_rows),
+    "parquet": Target(0.08, parquet_seeds, read_rows),
     "saved": Target(0.08, saved_seeds, read_rows),
-    "model": Target(0.18, model_seeds, read_model),
+    "model": Target(0.16, model_seeds, read_model),
     "encoder": Target(0.08, encoder_seeds, read_encoder),
     "tokenizer": Target(0.08, tokenizer_seeds, read_tokens),
     "checkpoint": Target(0.06, checkpoint_seeds, read_state, with_sums),
+    "resumed": Target(0.1, GOING_ON.seeds, GOING_ON.read, change=one_value_changed),
 }

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from smoothtune.errors import SmoothtuneError
 from tests.fuzz.files import Files, write_files
-from tests.fuzz.mutations import mutated
 from tests.fuzz.targets import TARGETS, Target
 from tests.fuzz.watch import TooLongError, Watch, in_time
 
@@ -55,7 +54,7 @@ def run_target(name: str, inputs: int, seed: int, root: Path, watch: Watch) -> O
 
 
 def _input(target: Target, seeds: list[Files], draw: random.Random) -> Files:
-    files = mutated(draw.choice(seeds), seeds, draw)
+    files = target.change(draw.choice(seeds), seeds, draw)
     return target.mend(files) if target.mend is not None and draw.random() < 0.5 else files
 
 

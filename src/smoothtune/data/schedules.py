@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
 
 from smoothtune.config.schedules import (
     AnnealedOptions,
@@ -19,6 +20,17 @@ from smoothtune.config.schedules import (
 from smoothtune.data.columns import blocks, scratch
 from smoothtune.runtime.random import numpy_stream
 from smoothtune.types import Batch
+
+
+class ScheduleState(BaseModel):
+    """Where a schedule is: `position` in the order of its epoch, the tasks still `active`, `cursors` as the epoch began."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    epoch: Annotated[int, Field(ge=0)]
+    position: Annotated[int, Field(ge=0)]
+    active: list[str]
+    cursors: dict[str, Annotated[int, Field(ge=0)]]
 
 
 class BatchSource(Protocol):
@@ -152,11 +164,35 @@ class Schedule(ABC):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state`. Raises `ValueError` when it is of other tasks."""
-        if set(state["cursors"]) != set(self.sources):
-            raise ValueError(f"the state is of tasks {sorted(state['cursors'])}, not {sorted(self.sources)}")
-        self.epoch, self._position = int(state["epoch"]), int(state["position"])
-        self._active, self._cursors = list(state["active"]), dict(state["cursors"])
+        """Go on from `state`. Raises `ValueError` when it is of other tasks, or where no such schedule comes."""
+        found = ScheduleState.model_validate(state)
+        self._check(found)
+        self.epoch, self._position = found.epoch, found.position
+        self._active, self._cursors = list(found.active), dict(found.cursors)
+
+    @property
+    def begun(self) -> bool:
+        """Whether it has given batches of its epoch."""
+        return self._position > 0
+
+    def passed(self) -> dict[str, int]:
+        """Batches of each task so far."""
+        return self._cursors_at(self._position)
+
+    def _check(self, found: ScheduleState) -> None:
+        if found.cursors.keys() != self.sources.keys():
+            raise ValueError(f"cursors: got tasks {sorted(found.cursors)}, expected {sorted(self.sources)}")
+        if found.active != [task for task in self.sources if task in found.active]:
+            raise ValueError(
+                f"active: got {found.active}, expected tasks of {list(self.sources)}, once and in this order"
+            )
+        if found.epoch > self.epochs:
+            raise ValueError(f"epoch: got {found.epoch}, but the stage has {self.epochs} epochs")
+        if (found.epoch > 0) != any(found.cursors.values()):
+            raise ValueError(f"cursors: got {sum(found.cursors.values())} batches before epoch {found.epoch}")
+        left = 0 if found.epoch == self.epochs else len(self._order_of(found.epoch, found.active))
+        if found.position > left:
+            raise ValueError(f"position: got {found.position}, but epoch {found.epoch} has {left} batches")
 
     def _end_epoch(self) -> None:
         self._cursors = self._cursors_at(self._position)
@@ -166,13 +202,15 @@ class Schedule(ABC):
     def _order(self) -> np.ndarray:
         return self._order_of(self.epoch)
 
-    def _order_of(self, epoch: int) -> np.ndarray:
-        key = (epoch, tuple(self._active))
+    def _order_of(self, epoch: int, active: Sequence[str] | None = None) -> np.ndarray:
+        """Task numbers of an epoch with the tasks `active`, by default those that are."""
+        tasks = self._active if active is None else active
+        key = (epoch, tuple(tasks))
         if self._cached is None or self._cached[0] != key:
-            batches = np.array([self.sources[task].batches for task in self._active], dtype=np.int64)
-            rows = np.array([self.sources[task].rows for task in self._active], dtype=np.float64)
+            batches = np.array([self.sources[task].batches for task in tasks], dtype=np.int64)
+            rows = np.array([self.sources[task].rows for task in tasks], dtype=np.float64)
             stream = numpy_stream(*self._name, epoch)
-            order = self.order(batches, rows, epoch, stream) if self._active else np.empty(0)
+            order = self.order(batches, rows, epoch, stream) if tasks else np.empty(0)
             self._cached = (key, order.astype(np.int32))
         return self._cached[1]
 

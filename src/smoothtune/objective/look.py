@@ -125,5 +125,12 @@ class Regulariser(Protocol):
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take a memory back."""
+        """Take a memory back. Raises `ValueError`, whose text begins with the key, for what is none."""
+        ...
+
+    def check_memory(self, batches: Mapping[str, int], weights: Mapping[str, Tensor], *, whole: bool) -> None:
+        """Raise `ValueError` where the memory cannot be one after so many `batches` of each task, with the `weights` that train.
+
+        A `whole` batch counts once; one that went through in pieces, or again for want of memory, more often.
+        """
         ...

@@ -57,14 +57,42 @@ class Proximal:
         return {_PROGRESS: self._progress, **{_WEIGHT + name: weight for name, weight in self._teacher.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take a memory back; weights that are known are overwritten in place."""
+        """Take a memory back; weights that are known are overwritten in place.
+
+        Raises `ValueError`, whose text begins with the key, for what is none.
+        """
         found = {key.removeprefix(_WEIGHT): state[key] for key in state if key.startswith(_WEIGHT)}
+        _check(state, found)
         self._progress = float(state[_PROGRESS])
         self._teacher = {name: self._taken(name, weight) for name, weight in found.items()}
 
     def _taken(self, name: str, weight: Tensor) -> Tensor:
         mine = self._teacher.get(name)
-        return weight.detach().float().clone() if mine is None else mine.copy_(weight)
+        if mine is None or mine.shape != weight.shape:
+            return weight.detach().float().clone()
+        return mine.copy_(weight)
+
+    def check_memory(self, weights: Mapping[str, Tensor]) -> None:
+        """Raise `ValueError` where the teacher is not one of these `weights`."""
+        if self._teacher and self._teacher.keys() != weights.keys():
+            raise ValueError(f"teacher: {_strangers(self.options.label, set(self._teacher), set(weights))}")
+        for name, weight in self._teacher.items():
+            if weight.shape != weights[name].shape:
+                raise ValueError(f"{_WEIGHT}{name}: got {tuple(weight.shape)}, expected {tuple(weights[name].shape)}")
+
+
+def _check(state: Mapping[str, Any], teacher: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for what `Proximal.state_dict` never gives."""
+    progress = state.get(_PROGRESS)
+    most = 1 if teacher else 0
+    if isinstance(progress, bool) or not isinstance(progress, int | float) or not 0 <= progress <= most:
+        raise ValueError(f"{_PROGRESS}: got {progress!r:.60}, expected a share of the steps, and 0 without a teacher")
+    if len(state) != 1 + len(teacher):
+        raise ValueError(f"{min(state.keys() - {_PROGRESS})}: got {len(state)} keys, expected {_PROGRESS} and weights")
+    for name, weight in teacher.items():
+        if not isinstance(weight, Tensor) or weight.dtype != torch.float32 or not weight.isfinite().all():
+            got = f"a tensor of {weight.dtype}" if isinstance(weight, Tensor) else type(weight).__name__
+            raise ValueError(f"{_WEIGHT}{name}: got {got}, expected finite weights of torch.float32")
 
 
 def _strangers(label: str, teacher: set[str], training: set[str]) -> str:

@@ -5,7 +5,8 @@ Knows no measure by name: kinds are resolved through the registry.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 from torch import Tensor
@@ -47,7 +48,11 @@ class Remembering(Protocol):
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take a memory back."""
+        """Take a memory back. Raises `ValueError`, whose text begins with the key, for what is none."""
+        ...
+
+    def check_memory(self, weights: Mapping[str, Tensor]) -> None:
+        """Raise `ValueError` where the memory cannot be one of a training of `weights`."""
         ...
 
 
@@ -110,10 +115,36 @@ class Term:
         return {**seen, **{_MEMORY + key: value for key, value in memory.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take a memory back."""
-        self._seen = _under(_SEEN, state)
+        """Take a memory back. Raises `ValueError`, whose text begins with the key, for what is none."""
+        remembers = isinstance(self.measure, Remembering)
+        for key, value in state.items():
+            counts = key.startswith(_SEEN) and type(value) is int and value >= 0
+            if not counts and not (remembers and key.startswith(_MEMORY)):
+                raise ValueError(f"{key}: got {type(value).__name__}, expected the batches seen of a task, or a memory")
         if isinstance(self.measure, Remembering):
-            self.measure.load_state_dict(_under(_MEMORY, state))
+            with _memory():
+                self.measure.load_state_dict(_under(_MEMORY, state))
+        self._seen = _under(_SEEN, state)
+
+    def check_memory(self, batches: Mapping[str, int], weights: Mapping[str, Tensor], *, whole: bool) -> None:
+        """Raise `ValueError` where the memory cannot be one after so many `batches` of each task; see `Regulariser`."""
+        for task in {**batches, **self._seen}:
+            wanted = batches.get(task, 0) if self.applies(task) else 0
+            seen = self._seen.get(task, 0)
+            if seen != wanted and (whole or seen < wanted or not wanted):
+                raise ValueError(f"{_SEEN}{task}: got {seen}, but {wanted} batches have passed")
+        if isinstance(self.measure, Remembering):
+            with _memory():
+                self.measure.check_memory(weights)
+
+
+@contextmanager
+def _memory() -> Iterator[None]:
+    """What is wrong inside is told under the memory's key."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{_MEMORY}{error}") from None
 
 
 def build_regularisers(options: Sequence[RegulariserOptions], *, depth: int) -> tuple[Regulariser, ...]:

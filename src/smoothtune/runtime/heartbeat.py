@@ -70,7 +70,7 @@ class Heart:
             still = [looks + 1 if a == b else 0 for looks, a, b in zip(still, before, now, strict=True)]
             before = now
             if max(still) >= SILENCE:
-                self._silent = self._told([rank for rank, looks in enumerate(still) if looks >= SILENCE])
+                self._silent = self._told(still)
         if self._silent is not None:
             raise OneProcessError(self._silent)
         work.wait()
@@ -86,8 +86,9 @@ class Heart:
     def _beat_or_look(self, rank: int) -> int:
         return self._store.add(f"smoothtune/heartbeat/{rank}", int(rank == self._rank))
 
-    def _told(self, silent: list[int]) -> str:
-        if self._rank in silent:  # its own count does not come back: all are silent, wherever they are
+    def _told(self, still: list[int]) -> str:
+        silent = [rank for rank, looks in enumerate(still) if looks >= SILENCE - 2]  # those that ended together, too
+        if still[self._rank] > SILENCE // 2:  # its own count does not come back: all are silent, wherever they are
             who = "process 0, or its launcher, through which the processes find each other, has"
         else:
             numbers = ", ".join(map(str, silent))

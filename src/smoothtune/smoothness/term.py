@@ -113,8 +113,11 @@ class Smoothness:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take `state_dict` back. Raises `UsageError` for what is none."""
         _check_state(state)
+        try:
+            self._regulariser.load_state_dict(state["regulariser"])
+        except ValueError as error:
+            raise UsageError(f"state: regulariser.{error}; give what state_dict() of a Smoothness returned") from None
         self._seed, self._calls = state["seed"], state["calls"]
-        self._regulariser.load_state_dict(state["regulariser"])
 
 
 def _check_state(state: object) -> None:

@@ -6,7 +6,19 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+from pydantic import BaseModel
 from torch import Tensor, nn
+
+from smoothtune.training.state import STRICT, tensors_like, under
+
+
+class BestKept(BaseModel):
+    """What a `BestState` keeps: whether the best state is the `present` one, else tensors by name, or nothing."""
+
+    model_config = STRICT
+
+    present: bool
+    kept: dict[str, Tensor]
 
 
 class BestState:
@@ -43,23 +55,31 @@ class BestState:
             return {"present": True, "kept": {}}
         return {"present": False, "kept": dict(self._kept)}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state; one that was the present state is what the model holds now."""
-        if state["present"]:
-            self.keep()
+    def load_state_dict(self, state: Mapping[str, Any], present: Mapping[str, Tensor]) -> None:
+        """Go on from a state; one that was the present state is `present`, where all that the model will hold is by name.
+
+        Raises `ValueError` for what is none.
+        """
+        found, held = BestKept.model_validate(state), self._model.state_dict()
+        if found.present and found.kept:
+            raise ValueError("kept: holds tensors although the best state is the present one")
+        if found.present:
+            self._kept = {name: present[name].to(held[name].device, copy=True) for name in self.names}
             return
-        held = self._model.state_dict()
-        self._kept = {name: tensor.to(held[name].device) for name, tensor in state["kept"].items()}
+        with under("kept"):
+            kept = tensors_like(found.kept, {name: held[name] for name in self.names} if found.kept else {})
+        self._kept = {name: tensor.to(held[name].device) for name, tensor in kept.items()}
 
 
-def give_weights(model: nn.Module, weights: Mapping[str, Tensor], names: Iterable[str]) -> None:
-    """Put `weights` in place of those of `model` with these `names`. Raises `ValueError` where they are others."""
-    held, wanted = model.state_dict(), set(names)
-    if wanted != weights.keys():
-        raise ValueError(f"{min(wanted ^ weights.keys())} is in one of the model and the state, not in both")
-    for name, tensor in weights.items():
-        if tensor.shape != held[name].shape:
-            raise ValueError(f"{name} has the shape {tuple(tensor.shape)}, not {tuple(held[name].shape)}")
+def fitting_weights(model: nn.Module, weights: object, names: Iterable[str]) -> dict[str, Tensor]:
+    """`weights`, which can take the place of those of `model` with these `names`. Raises `ValueError` where they cannot."""
+    held = model.state_dict()
+    return tensors_like(weights, {name: held[name] for name in names})
+
+
+def give_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Put `weights`, which fit, in place of those of `model`."""
+    held = model.state_dict()
     with torch.no_grad():
         for name, tensor in weights.items():
             held[name].copy_(tensor)

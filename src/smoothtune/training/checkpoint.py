@@ -19,10 +19,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from smoothtune.bounded import UnreadableError, check_plain, parse_json, read_text, reason_of
-from smoothtune.errors import ModelFileError
+from smoothtune.errors import ModelFileError, Problem, UsageError
 from smoothtune.files import folder_aside
 from smoothtune.tensor_file import save_tensors
-from smoothtune.training.state import State, put_together, taken_apart
+from smoothtune.training.state import State, put_together, shown, taken_apart
 
 FORMAT = 1
 KEPT = 2
@@ -48,10 +48,13 @@ class Checkpoints:
         self.folder = folder
 
     def numbered(self) -> list[Path]:
-        """The folders of all that were written to their end, oldest first."""
-        if not self.folder.is_dir():
-            return []
-        found = (path for path in self.folder.iterdir() if path.name.isdecimal() and path.is_dir())
+        """The folders of all that were written to their end, oldest first. Raises `UsageError` where they may not be read."""
+        try:
+            if not self.folder.is_dir():
+                return []
+            found = [path for path in self.folder.iterdir() if path.name.isdecimal() and path.is_dir()]
+        except PermissionError as error:
+            raise _not_allowed(self.folder, error) from None
         return sorted(found, key=lambda path: int(path.name))
 
     def write(self, state: State) -> Path:
@@ -66,7 +69,10 @@ class Checkpoints:
         return target
 
     def newest(self) -> tuple[Checkpoint | None, list[str]]:
-        """The last one that is whole, None where there is none, and what is wrong with those after it."""
+        """The last one that is whole, None where there is none, and what is wrong with those after it.
+
+        Raises `UsageError` for one that may not be read: it may be whole.
+        """
         wrong: list[str] = []
         for folder in reversed(self.numbered()):
             try:
@@ -99,20 +105,33 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     try:
         found = parse_json(read_text(path, inside=folder, most=_MOST_STATE))
         state, written = found["state"], found["format"]
+        if not isinstance(state, dict) or type(written) is not int:
+            raise TypeError(f"got the format {shown(written)} and as state {shown(state)}")
     except (OSError, ValueError, LookupError, TypeError) as error:
-        raise ModelFileError(f"{path}: is no state of a run ({type(error).__name__}: {reason_of(error)})") from None
+        raise _no_state(path, error) from None
     return Checkpoint(folder, written, _with_tensors(folder, state) if written == FORMAT else {})
 
 
 def _with_tensors(folder: Path, plain: Any) -> State:
     path = folder / _TENSORS
     try:
-        state: State = put_together(plain, load_file(path))
+        tensors = load_file(path)
     except (OSError, SafetensorError, ValueError) as error:
         raise ModelFileError(f"{path}: is not a whole safetensors file ({error})") from None
+    try:
+        state: State = put_together(plain, tensors)
     except KeyError as error:
         raise ModelFileError(f"{path}: has no tensor {error}") from None
+    except ValueError as error:
+        raise _no_state(folder / _STATE, error) from None
+    unnamed = tensors.keys() - taken_apart(state)[1].keys()
+    if unnamed:
+        raise ModelFileError(f"{path}: has the tensor {min(unnamed)!r}, which {_STATE} does not name")
     return state
+
+
+def _no_state(path: Path, error: Exception) -> ModelFileError:
+    return ModelFileError(str(Problem(str(path), f"is no state of a run ({type(error).__name__}: {reason_of(error)})")))
 
 
 def _write(folder: Path, state: State) -> None:
@@ -146,10 +165,19 @@ def _check_files(folder: Path) -> None:
     for name in (_SUMS, *_FILES):
         try:
             check_plain(folder / name, inside=folder)
+            with (folder / name).open("rb"):
+                pass
         except UnreadableError as error:
             raise ModelFileError(f"{folder / name}: {error}") from None
+        except PermissionError as error:
+            raise _not_allowed(folder / name, error) from None
         except OSError as error:
             raise ModelFileError(f"{folder / name}: cannot be read: {error.strerror}") from None
+
+
+def _not_allowed(path: Path, error: PermissionError) -> UsageError:
+    """It may be whole: to go on from the one before it, and remove it, is not ours to decide."""
+    return UsageError(f"{path}: cannot be read: {error.strerror}; give the user of this process the right to read it")
 
 
 def _compare_sums(folder: Path) -> None:

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Annotated, Any, Protocol
 
 import torch
+from pydantic import BaseModel, Strict
 
 from smoothtune.objective.look import Regulariser
 from smoothtune.objective.measuring import DROWNED_ABOVE, LOST_BELOW, Search, in_words, search_of
 from smoothtune.training.probe import Record, Records
+from smoothtune.training.state import STRICT, shown
+
+_FAULTS = ("lost", "drowned")
+
+
+class NoticesState(BaseModel):
+    """What was said: regulariser, fault, task. JSON has lists for what is a tuple here."""
+
+    model_config = STRICT
+
+    said: list[Annotated[tuple[str, str, str], Strict(False)]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +66,16 @@ class Notices:
         """What was said: regulariser, fault, task."""
         return {"said": sorted(self._said)}
 
-    def load_state_dict(self, state: Mapping[str, Iterable[Iterable[str]]]) -> None:
-        """Go on from a state."""
-        self._said = {(name, fault, task) for name, fault, task in state["said"]}
+    def load_state_dict(self, state: Mapping[str, Any], tasks: Collection[str]) -> None:
+        """Go on from the state of a stage with these `tasks`. Raises `ValueError` for what is none."""
+        said = NoticesState.model_validate(state).said
+        names = {regulariser.name for regulariser in self.regularisers}
+        for number, (name, fault, task) in enumerate(said):
+            if name not in names or fault not in _FAULTS or task not in tasks:
+                raise ValueError(
+                    f"said.{number}: got {shown(name)}, {shown(fault)}, {shown(task)}, expected a regulariser, a fault and a task"
+                )
+        self._said = set(said)
 
     def _by_dtype(self, records: Records) -> Iterator[tuple[Regulariser, torch.dtype, dict[str, Record]]]:
         """The records of each regulariser, by task, apart for each dtype in which it looks."""
@@ -97,7 +116,7 @@ class _Lost:
 
     dtype: str
     search: Search
-    name: str = "lost"
+    name: str = _FAULTS[0]
 
     def shows(self, record: Record) -> bool:
         return record["surviving"] < LOST_BELOW
@@ -118,7 +137,7 @@ class _Drowned:
     """Dropout moves the answers so much more than the perturbation that the perturbation does not count."""
 
     search: Search
-    name: str = "drowned"
+    name: str = _FAULTS[1]
 
     def shows(self, record: Record) -> bool:
         return record["dropout"] > DROWNED_ABOVE * record["adversarial"]

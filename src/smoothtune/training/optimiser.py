@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from smoothtune.config.stage import Rates, Stage
 from smoothtune.nn.model import MultiTaskModel
 from smoothtune.training.adamw import KernelAdamW, fits
+from smoothtune.training.state import shown, under
 
 
 def parameter_groups(
@@ -69,34 +70,48 @@ def moments_of(optimiser: Optimizer) -> dict[str, Any]:
     return {str(number): dict(held) for number, held in optimiser.state_dict()["state"].items()}
 
 
-def give_moments(optimiser: Optimizer, moments: Mapping[str, Any]) -> None:
-    """Go on with `moments`; groups, rates and decays stay what they are. Raises `ValueError` where they do not fit."""
-    parameters = [part for group in optimiser.param_groups for part in group["params"]]
+def give_moments(optimiser: Optimizer, moments: Mapping[str, Any], *, steps: int) -> None:
+    """Go on with the `moments` after `steps` steps; groups, rates and decays stay what they are.
+
+    Raises `ValueError` where they do not fit.
+    """
+    parameters = {
+        str(number): part
+        for number, part in enumerate(part for group in optimiser.param_groups for part in group["params"])
+    }
     for number, held in moments.items():
-        if not 0 <= int(number) < len(parameters) or not _fits(held, parameters[int(number)]):
-            raise ValueError(f"moments of parameter {number} are not those of such a parameter")
+        with under(number):
+            if number not in parameters:
+                raise ValueError(f": got moments, but the stage trains {len(parameters)} parameters, counted from 0")
+            _check(held, parameters[number], steps)
     groups = optimiser.state_dict()["param_groups"]
     optimiser.load_state_dict(
         {"state": {int(number): dict(held) for number, held in moments.items()}, "param_groups": groups}
     )
 
 
-def _fits(held: Any, parameter: Tensor) -> bool:
-    """Whether AdamW can go on with `held`: kernels write where it says, as far as the parameter is long."""
+def _check(held: Any, parameter: Tensor, steps: int) -> None:
+    """Raise `ValueError` where AdamW cannot go on with `held`: kernels write where it says, as far as the parameter is long."""
     if not isinstance(held, Mapping) or set(held) != {"step", "exp_avg", "exp_avg_sq"}:
+        raise ValueError(f": got {shown(held)}, expected step, exp_avg and exp_avg_sq")
+    if not _is_count(held["step"], steps):
+        raise ValueError(f"step: got {shown(held['step'])}, expected a whole number from 1 to {steps}")
+    for name in ("exp_avg", "exp_avg_sq"):
+        one = held[name]
+        like = isinstance(one, Tensor) and one.shape == parameter.shape and one.dtype == parameter.dtype
+        if not (like and one.is_contiguous() and one.isfinite().all()):
+            raise ValueError(f"{name}: got {shown(one)}, expected finite values, {shown(parameter)}")
+    if (held["exp_avg_sq"] < 0).any():
+        raise ValueError("exp_avg_sq: holds values below 0, expected none: they are means of squares")
+
+
+def _is_count(step: Any, most: int) -> bool:
+    """Whether it is a number of steps, as KernelAdamW or torch's keeps it."""
+    if isinstance(step, Tensor):
+        return step.ndim == 0 and not step.is_complex() and _is_count(step.item(), most)
+    if isinstance(step, bool) or not isinstance(step, int | float):
         return False
-    step, first, second = held["step"], held["exp_avg"], held["exp_avg_sq"]
-    if isinstance(step, bool) or not (isinstance(step, int | float) or (isinstance(step, Tensor) and step.ndim == 0)):
-        return False
-    tensors = all(
-        isinstance(one, Tensor)
-        and one.shape == parameter.shape
-        and one.dtype == parameter.dtype
-        and one.is_contiguous()
-        and bool(one.isfinite().all())
-        for one in (first, second)
-    )
-    return 0 <= float(step) < 2**53 and tensors
+    return 1 <= step <= most and step == int(step)
 
 
 def rates_at(rates: LambdaLR, step: int) -> None:

@@ -149,3 +149,6 @@ class _NoTerm:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         return None
+
+    def check_memory(self, batches: Mapping[str, int], weights: Mapping[str, Tensor], *, whole: bool) -> None:
+        return None

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
+
+from pydantic import BaseModel
+from torch import Tensor
 
 from smoothtune.config.stage import Stage
 from smoothtune.nn.model import MultiTaskModel
 from smoothtune.training.best import BestState
 from smoothtune.training.selection import own_parts
+from smoothtune.training.state import STRICT, under
 from smoothtune.training.stopping import Stopping
+
+
+class RuleState(BaseModel):
+    """What a `Rule` keeps; the parts are checked by those whose they are."""
+
+    model_config = STRICT
+
+    stopping: dict[str, Any]
+    by_task: dict[str, dict[str, Any]]
+    running: list[str]
+    best: dict[str, dict[str, Any]]
 
 
 class StageScores(Protocol):
@@ -116,11 +132,37 @@ class Rule:
             "best": {task: best.state_dict() for task, best in self.task_best.items()},
         }
 
-    def load_state_dict(self, state: Mapping[str, Any], model: MultiTaskModel) -> None:
-        """Go on from a state with `model`, which holds what it held then."""
-        self.stopping.load_state_dict(state["stopping"])
-        for task, found in state["by_task"].items():
-            self.by_task[task].load_state_dict(found)
-        self._running = list(state["running"])
-        for task, found in state["best"].items():
-            self._best_of(task, model).load_state_dict(found)
+    def load_state_dict(
+        self, state: Mapping[str, Any], model: MultiTaskModel, present: Mapping[str, Tensor], *, epochs: int
+    ) -> None:
+        """Go on from the state after `epochs` epochs; `present` is all that `model` will hold, by name.
+
+        Raises `ValueError` for what is no state of such a rule.
+        """
+        found = RuleState.model_validate(state)
+        self._check(found)
+        with under("stopping"):
+            self.stopping.load_state_dict(found.stopping, epochs=epochs)
+        for task, kept in found.by_task.items():
+            with under(f"by_task.{task}"):
+                self.by_task[task].load_state_dict(kept, epochs=epochs)
+        self._running = list(found.running)
+        for task, best in found.best.items():
+            with under(f"best.{task}"):
+                self._best_of(task, model).load_state_dict(best, present)
+        for task, stopping in self.by_task.items():
+            if math.isfinite(stopping.best) and not (task in self.task_best and self.task_best[task].kept):
+                raise ValueError(f"best.{task}: got no state for the best value {stopping.best}")
+
+    def _check(self, found: RuleState) -> None:
+        """That it is of the tasks of this rule."""
+        if found.by_task.keys() != self.by_task.keys():
+            raise ValueError(f"by_task: got {sorted(found.by_task)}, expected {sorted(self.by_task)}")
+        if found.running != [task for task in self._running if task in found.running or not self.by_task]:
+            raise ValueError(f"running: got {found.running}, expected of {self._running} those that have not finished")
+        if not found.best.keys() <= self.by_task.keys():
+            raise ValueError(f"best: got {sorted(found.best)}, expected tasks of {sorted(self.by_task)}")
+
+    def agrees(self, active: Sequence[str], *, ended: bool) -> bool:
+        """Whether a schedule has these tasks left; where the stage has `ended`, it keeps those that finished last."""
+        return set(self._running) <= set(active) if ended else self._running == list(active)

@@ -24,40 +24,23 @@ from smoothtune.registry import resolve
 from smoothtune.runtime import processes
 from smoothtune.runtime.processes import ALONE, computing_with
 from smoothtune.training.adamw import KernelAdamW
-from smoothtune.training.best import BestState, give_weights
+from smoothtune.training.best import BestState
 from smoothtune.training.loop import EpochReport, Pieces, StepReport, run_epochs
 from smoothtune.training.notices import Notices
 from smoothtune.training.optimiser import (
     build_optimiser,
     build_rates,
-    give_moments,
     moments_of,
     parameter_groups,
-    rates_at,
 )
 from smoothtune.training.optimiser_step import LoopParts
 from smoothtune.training.probe import Probe, Records, probe_batch
-from smoothtune.training.progress import Progress
-from smoothtune.training.rule import Evaluation, Rule, StageScores
+from smoothtune.training.rule import Evaluation, Rule
 from smoothtune.training.selection import chosen_parameters, counted, freeze_all_but, passed_through
 from smoothtune.training.stage_events import StageBegin, StageEnd, StageEpoch, StageEvent
-from smoothtune.training.state import State
+from smoothtune.training.stage_state import Live, go_on
+from smoothtune.training.state import State, refusal
 from smoothtune.training.step import StepModule
-
-
-@dataclass(slots=True)
-class _Live:
-    """What a stage holds while it runs."""
-
-    chosen: dict[str, torch.nn.Parameter]
-    parts: LoopParts
-    probe: Probe
-    notices: Notices
-    best: BestState
-    rule: Rule
-    at: Progress = field(default_factory=Progress)
-    before: StageScores | None = None
-    after: StageScores | None = None
 
 
 @dataclass(slots=True)
@@ -80,7 +63,7 @@ class StageRun:
     regularisers: Sequence[Regulariser] = ()
     entry_counts: bool = False
     goes_on_from: Mapping[str, Any] | None = None
-    _live: _Live | None = field(init=False, default=None)
+    _live: Live | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         """Raises `UsageError` where regularisers are to look at the layers of an encoder that does not run."""
@@ -152,47 +135,31 @@ class StageRun:
             self._live.rule.restore_task(task)
         return self._live.best.kept
 
-    def _running(self) -> _Live:
+    def _running(self) -> Live:
         if self._live is None:
             raise UsageError(f"stage {self.stage.name} has no state yet; take it after an event of the stage")
         return self._live
 
-    def _begin(self) -> _Live:
+    def _begin(self) -> Live:
         chosen = self._choose()
         best, rule = BestState(self.model, chosen), Rule(self.stage, tuple(self.examples))
         if self.entry_counts and self.goes_on_from is None:
             best.keep()
         parts = self._parts(chosen)
         notices = Notices(self.stage.name, self.regularisers, parts.module.dtype_with)
-        live = _Live(chosen, parts, self._probe(parts), notices, best, rule)
+        live = Live(chosen, parts, self._probe(parts), notices, best, rule)
         if self.goes_on_from is not None:
             self._go_on(live, self.goes_on_from)
         return live
 
-    def _go_on(self, live: _Live, state: Mapping[str, Any]) -> None:
+    def _go_on(self, live: Live, state: Mapping[str, Any]) -> None:
         """Put `state` in place of what the stage begins with."""
-        parts = live.parts
         try:
-            live.at = Progress.of(state["progress"])
-            parts.schedule.load_state_dict(state["schedule"])
-            give_weights(self.model, state["weights"], live.best.names)
-            parts.module.weighting.load_state_dict(state["weighting"])
-            give_moments(parts.optimiser, state["moments"])
-            rates_at(parts.rates, live.at.step)
-            for regulariser, memory in zip(self.regularisers, state["regularisers"], strict=True):
-                regulariser.load_state_dict(memory)
-            live.best.load_state_dict(state["best"])
-            live.rule.load_state_dict(state["rule"], self.model)
-            live.notices.load_state_dict(state["notices"])
-            live.before, live.after = (
-                None if state[name] is None else self.evaluate.scores_of(state[name]) for name in ("before", "after")
-            )
-        except (AttributeError, LookupError, OverflowError, TypeError, ValueError, RuntimeError) as error:
-            raise ModelFileError(
-                f"stage {self.stage.name}: the checkpoint does not fit the stage ({type(error).__name__}: {error})"
-            ) from error
+            go_on(live, state, self.evaluate, entry_counts=self.entry_counts)
+        except ValueError as error:
+            raise ModelFileError(refusal(state, f"stage {self.stage.name}", error)) from None
 
-    def _told(self, live: _Live) -> StageBegin:
+    def _told(self, live: Live) -> StageBegin:
         everything = sum(parameter.numel() for parameter in self.model.parameters())
         return StageBegin(
             self.stage.name,
@@ -205,7 +172,7 @@ class StageRun:
             passed_through(self.model, live.chosen, tuple(self.examples)),
         )
 
-    def _enter(self, live: _Live) -> Iterator[StageEvent]:
+    def _enter(self, live: Live) -> Iterator[StageEvent]:
         """What there is to tell before the first step."""
         records = _probed(live, 0)
         if self.entry_counts:
@@ -215,7 +182,7 @@ class StageRun:
             yield StageEpoch(entry, True, (), live.parts.module.weighting.factors(), records)
         yield from live.notices.new(records)  # before hours are spent on a term that does nothing
 
-    def _judge(self, live: _Live, report: EpochReport) -> Iterator[StageEvent]:
+    def _judge(self, live: Live, report: EpochReport) -> Iterator[StageEvent]:
         """What an epoch means; after the last of these events the state is one to go on from."""
         parts, rule = live.parts, live.rule
         records = _probed(live, report.step)
@@ -280,7 +247,7 @@ class StageRun:
         return schedule
 
 
-def _probed(live: _Live, step: int) -> Records:
+def _probed(live: Live, step: int) -> Records:
     """What the regularisers do after `step` steps: the same in every process, so that none needs the others for it."""
     with computing_with(ALONE):
         return live.probe(step, step / live.parts.total_steps)

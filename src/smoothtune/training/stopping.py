@@ -4,7 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field
+
+from smoothtune.training.state import STRICT
+
+
+class StoppingState(BaseModel):
+    """What a `Stopping` keeps; `best` is None while there is none."""
+
+    model_config = STRICT
+
+    best: Annotated[float, Field(allow_inf_nan=False)] | None
+    waited: Annotated[int, Field(ge=0)]
 
 
 class Stopping:
@@ -42,7 +55,10 @@ class Stopping:
         """Best value and epochs waited."""
         return {"best": self.best if math.isfinite(self.best) else None, "waited": self.waited}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state`."""
-        self.best = -math.inf if state["best"] is None else float(state["best"])
-        self.waited = int(state["waited"])
+    def load_state_dict(self, state: Mapping[str, Any], *, epochs: int) -> None:
+        """Go on from the `state` after `epochs` epochs. Raises `ValueError` for what is none."""
+        found = StoppingState.model_validate(state)
+        if found.waited > epochs:
+            raise ValueError(f"waited: got {found.waited} after {epochs} epochs")
+        self.best = -math.inf if found.best is None else float(found.best)
+        self.waited = found.waited

@@ -145,11 +145,15 @@ class RunFiles:
         return path.stat().st_size if path.exists() else 0
 
     def cut_metrics(self, size: int) -> None:
-        """Leave the first `size` bytes of metrics.jsonl. Raises `ModelFileError` where there are fewer."""
+        """Leave the first `size` bytes of metrics.jsonl. Raises `ModelFileError` where there are fewer, or no line ends there."""
         path = self.folder / METRICS
         kept = path.read_bytes() if path.exists() else b""
         if len(kept) < size:
             raise ModelFileError(f"{path}: has {len(kept)} bytes, the checkpoint was written after {size}; put it back")
+        if size and kept[size - 1 : size] != b"\n":
+            raise ModelFileError(
+                f"{path}: no line ends at byte {size}, after which the checkpoint was written; put it back"
+            )
         if len(kept) > size:
             write_text(path, kept[:size].decode("utf-8", errors="replace"))
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from smoothtune.config.experiment import CheckpointEvery
 from smoothtune.errors import ModelFileError
 from smoothtune.training.checkpoint import Checkpoint, Checkpoints
 from smoothtune.training.loop import StepReport
 from smoothtune.training.stage_events import StageEpoch, StageEvent
-from smoothtune.training.state import State, bytes_of
+from smoothtune.training.stage_state import StageState
+from smoothtune.training.state import STRICT, KeptState, State, bytes_of, refusal, under
+from smoothtune.workflow.kept_scores import ScoresState
 
 _FIRST_RATE = 2e8  # bytes a second that a disk is trusted to write, until it has shown how fast it is
 
@@ -73,7 +75,7 @@ class RunState(BaseModel):
     metrics.jsonl in bytes; `resumed` tells of every time that the run went on.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = STRICT
 
     identity: dict[str, Any]
     machine: dict[str, Any]
@@ -90,16 +92,27 @@ class RunState(BaseModel):
         return {"run": self.model_dump(), "stage": state}
 
 
-def run_state(checkpoint: Checkpoint, stages: int) -> tuple[RunState, Mapping[str, Any]]:
+def run_state(checkpoint: Checkpoint, stages: int) -> tuple[RunState, KeptState]:
     """What a checkpoint holds of the run, and of its stage. Raises `ModelFileError` where it is no such state."""
+    whole = KeptState(checkpoint.state, checkpoint.folder)
     try:
-        found = RunState.model_validate(checkpoint.state["run"])
-        stage: Mapping[str, Any] = checkpoint.state["stage"]
-        if not (found.stage < stages and isinstance(stage["progress"]["step"], int)):
-            raise ValueError(f"it is of stage {found.stage + 1} of {stages}")
-    except (KeyError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ModelFileError(
-            f"{checkpoint.folder}: is no state of this run ({type(error).__name__}: {reason})"
-        ) from None
-    return found, stage
+        if whole.keys() != {"run", "stage"}:
+            raise ValueError(f": got {sorted(whole)}, expected run and stage")
+        with under("run"):
+            found = RunState.model_validate(whole["run"])
+            _check_stage(found, stages)
+        with under("stage"):
+            stage = StageState.model_validate(whole["stage"])
+            for name, scores in (("before", stage.before), ("after", stage.after)):
+                with under(name):
+                    _ = scores is None or ScoresState.model_validate(scores)
+    except ValueError as error:
+        raise ModelFileError(refusal(whole, "state.json", error)) from None
+    return found, KeptState(whole["stage"], checkpoint.folder)
+
+
+def _check_stage(found: RunState, stages: int) -> None:
+    if found.stage >= stages:
+        raise ValueError(f"stage: got {found.stage}, but the run has {stages} stages, counted from 0")
+    if len(found.told) != found.stage:
+        raise ValueError(f"told: got {len(found.told)} stages, expected the {found.stage} before the one under way")
