@@ -13,14 +13,15 @@ from typing import Any
 class Interrupts:
     """Within this context Ctrl-C interrupts only what runs inside `allowed()`, once; at the end the old handler is back.
 
-    A Ctrl-C elsewhere is kept for the next `allowed()`; `kept` is called for it, once. SIGTERM interrupts nothing:
+    A Ctrl-C elsewhere is kept for the next `allowed()`; `kept` is called for it, once, in a thread. SIGTERM interrupts nothing:
     `terminated` tells of it, to whom looks. Only the main thread can be interrupted: in others nothing changes. `pending` tells
     of a Ctrl-C that is kept.
     """
 
     def __init__(self, kept: Callable[[], None] = lambda: None) -> None:
         self.terminated = False
-        self._kept = kept
+        # In a thread of its own: it may print, and this one may be in the middle of printing when the signal comes.
+        self._telling = threading.Thread(target=kept, name="smoothtune-interrupted", daemon=True)
         self._first_waits = False
         self._before: dict[signal.Signals, Any] = {}
         self._allowed = False
@@ -39,6 +40,8 @@ class Interrupts:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        if self._telling.ident is not None:
+            self._telling.join()
 
     @property
     def pending(self) -> bool:
@@ -63,7 +66,7 @@ class Interrupts:
         if not self._allowed or (self._first_waits and not self._pending):
             if not self._pending:
                 self._pending = True
-                self._kept()
+                self._telling.start()
             return
         self._allowed = False
         raise KeyboardInterrupt
