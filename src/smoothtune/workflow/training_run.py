@@ -8,7 +8,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from smoothtune.runtime.device import pick_dtype
 from smoothtune.runtime.signals import Interrupts
 from smoothtune.training.checkpoint import Checkpoints
 from smoothtune.training.loop import StepReport
-from smoothtune.training.notices import Notice
 from smoothtune.training.stage import StageRun
 from smoothtune.training.stage_events import StageBegin, StageEpoch, StageEvent
 from smoothtune.training.state import State
@@ -32,27 +30,14 @@ from smoothtune.workflow.kept_stages import check_kept, sums_of
 from smoothtune.workflow.material import Begun, Material
 from smoothtune.workflow.metrics_line import metrics_line
 from smoothtune.workflow.run import CHECK, CHECKPOINTS, EVALUATION, MODEL, STAGES, STATE, Run, RunFiles, machine
-from smoothtune.workflow.saving import RunState, Saver
+from smoothtune.workflow.saving import Saver
 from smoothtune.workflow.stage_folders import stage_folder
 from smoothtune.workflow.stages import StageRecord
+from smoothtune.workflow.told import Told
 
 
 def _nobody(event: Event) -> None:
     return None
-
-
-@dataclass(slots=True)
-class _Told:
-    """What `run.json` and checkpoints say of the run so far; `before` are the stages that an earlier process ended."""
-
-    before: list[dict[str, Any]]
-    stages: list[StageRecord]
-    frozen: list[dict[str, Any]]
-    notices: list[dict[str, Any]]
-    resumed: list[dict[str, Any]]
-
-    def all_stages(self) -> list[dict[str, Any]]:
-        return [*self.before, *(stage.to_json() for stage in self.stages)]
 
 
 class TrainingRun:
@@ -73,7 +58,7 @@ class TrainingRun:
         self._checkpoints = Checkpoints(folder / CHECKPOINTS)
         self._saver = Saver(self._checkpoints, self.experiment.runtime.checkpoint_every, self._state)
         self._interrupts = Interrupts(self._interrupting)
-        self._told = _Told([], [], [], [], [])
+        self._told = Told()
         self._current: StageRun | None = None
 
     def run(self) -> Run:
@@ -103,7 +88,7 @@ class TrainingRun:
         name = self.experiment.stages[state.stage].name
         now = {"date": machine(self.material.device.type)["date"], "stage": name, "step": step, "differs": differs}
         frozen = [record for record in state.frozen if record.get("stage") != name]  # the stage tells of them again
-        self._told = _Told(state.told, [], frozen, state.notices, [*state.resumed, now])
+        self._told = Told(state.told, [], frozen, state.notices, [*state.resumed, now])
         self.listen(RunBegin(self.folder, self.material.check, self.material.notes))
         self.listen(
             Resumed(self.folder, earlier.folder, name, step, tuple(earlier.damaged), tuple(differs))
@@ -214,7 +199,11 @@ class TrainingRun:
         stage = self.experiment.stages[number]
         if number < len(self.experiment.stages) - 1:
             dtype = pick_dtype(stage.precision, self.material.device)
-            facts = {**self._facts(), "precision": str(dtype).removeprefix("torch."), "stage": stage.name}
+            facts = {
+                **self._told.facts(self.material),
+                "precision": str(dtype).removeprefix("torch."),
+                "stage": stage.name,
+            }
             folder = stage_folder(self.folder, stage.name)
             self.material.write_model(folder, facts)
             self._told.stages[-1].files = sums_of(folder)
@@ -222,37 +211,24 @@ class TrainingRun:
     def _state(self) -> State:
         """What a checkpoint holds now."""
         assert self._current is not None
-        told = self._told
-        run = RunState(
-            identity=self._identity,
-            machine=machine(self.material.device.type),
-            threads=self.material.threads,
-            stage=told.stages[-1].number,
-            told=told.all_stages()[:-1],
-            frozen=told.frozen,
-            notices=told.notices,
-            metrics=self.files.metrics_size(),
-            resumed=told.resumed,
-        )
+        run = self._told.run_state(self._identity, self.material, self.files.metrics_size())
         return run.with_stage(self._current.state_dict())
 
     def _hear_states(self, event: Encoding | FrozenStates) -> None:
         if isinstance(event, FrozenStates):
-            self._told.frozen.append(asdict(event))
+            self._told.take(event)
         self.listen(event)
         self._heed_signals(event)
 
     def _record(self, event: StageEvent) -> None:
         if isinstance(event, StageEpoch) and self._writes:
             self.files.add_metrics(metrics_line(event))
-        if isinstance(event, Notice):
-            self._told.notices.append(asdict(event))
-        self._told.stages[-1].take(event)
+        self._told.take(event)
         self.listen(event)
 
     def _finish(self, *, interrupted: bool) -> Run:
         """The model, then its evaluation, which Ctrl-C may end."""
-        facts = self._facts(interrupted=interrupted)
+        facts = self._told.facts(self.material, interrupted=interrupted)
         with self._together.agreeing():
             if self._writes:
                 self.material.write_model(self.folder / MODEL, facts)
@@ -282,7 +258,7 @@ class TrainingRun:
         """Leave what a failed run has: `run.json` and, if it is worth it, the model. Says where the model is."""
         current = self._current
         worth = current is not None and (current.restore() or current.stage != self.experiment.stages[0])
-        facts = self._facts(failure=failure)
+        facts = self._told.facts(self.material, failure=failure)
         if worth:
             self.material.write_model(self.folder / MODEL, facts)
         self.files.write_json(STATE, facts)
@@ -298,19 +274,3 @@ class TrainingRun:
         names = [stage.name for stage in self.experiment.stages]
         number = 0 if self._current is None else names.index(self._current.stage.name)
         return f"{skipping_command(self.folder, number)} (the same steps would end in the same way)"
-
-    def _facts(self, *, interrupted: bool = False, failure: str | None = None) -> dict[str, Any]:
-        told, material = self._told, self.material
-        return {
-            "interrupted": interrupted,
-            "failure": failure,
-            "device": str(material.device),
-            "processes": self._together.world,
-            "threads": material.threads,
-            "precision": str(material.dtype).removeprefix("torch."),
-            "stages": told.all_stages(),
-            "frozen": told.frozen,
-            "notices": told.notices,
-            "resumed": told.resumed,
-            **machine(material.device.type),
-        }
