@@ -7,7 +7,7 @@ DEMO_RUN := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
 BENCH := $(BIN)/python benchmarks
 # Parts that make bench measures, in this order; quality, train-memory and cuda take long or need a GPU and are run by name.
-PARTS := tune training floor step setfit prediction three-tasks growth pwim frozen mixed efficient checkpoints start
+PARTS := tune training floor step setfit prediction three-tasks growth pwim frozen mixed efficient checkpoints checkpoint-blocks start
 
 .PHONY: setup demo test check bench-memory bench bench-envs bench-page bench-quality bench-train-memory bench-cuda \
 	$(addprefix bench-,$(PARTS))
@@ -103,6 +103,9 @@ bench-efficient: setup
 
 bench-checkpoints: setup
 	$(BENCH)/checkpoint_cost.py
+
+bench-checkpoint-blocks: setup
+	$(BENCH)/checkpoint_blocks.py
 
 bench-start: setup
 	$(BENCH)/captured.py start

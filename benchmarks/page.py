@@ -89,6 +89,9 @@ SECTIONS = (
     Section("A frozen encoder", "frozen", "make bench-frozen", sections.printed),
     Section("An efficient stage", "efficient_stage", "make bench-efficient", adapted_sections.efficient_stage),
     Section("Checkpoints", "checkpoint_cost", "make bench-checkpoints", sections.checkpoints),
+    Section(
+        "What one checkpoint costs", "checkpoint_blocks", "make bench-checkpoint-blocks", sections.checkpoint_blocks
+    ),
     Section("Prediction", "prediction", "make bench-prediction", sections.prediction),
     Section("A mixed batch", "mixed_batch", "make bench-mixed", adapted_sections.mixed_batch),
     Section("How cost grows", "growth", "make bench-growth", sections.growth),

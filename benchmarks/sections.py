@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Mapping
 from typing import Any
 
 from environments import HERE
@@ -199,12 +200,30 @@ def printed(result: dict[str, Any]) -> str:
     return quoted(line for line in result["lines"] if '"platform"' not in line)
 
 
+def checkpoint_blocks(result: dict[str, Any]) -> str:
+    """What one checkpoint costs, and those of the default setting."""
+    text = (
+        f"The same run, with a checkpoint after every second block of {result['block']} steps: blocks with one against those "
+        f"after them, {result['pairs']} pairs. A checkpoint costs {_seconds(result['difference'])} s "
+        f"({result['writing']:.2f} s of it inside the writing); a block without one takes {result['without']:.2f} s."
+    )
+    of_default = result["of_default"]
+    if of_default is None:
+        return text
+    share, low, high = (100 * of_default[key] for key in ("value", "low", "high"))
+    return f"{text} So the checkpoints of the default setting above cost {share:.1f} % ({low:.1f} to {high:.1f} %) of the stage."
+
+
+def _seconds(found: Mapping[str, float]) -> str:
+    return f"{found['value']:.2f} ({found['low']:.2f} to {found['high']:.2f})"
+
+
 def checkpoints(result: dict[str, Any]) -> str:
     """What checkpoints cost, a line per setting."""
     text = (
         f"SST, {result['epochs']} epochs, {result['repetitions']} runs a setting in turn. `writing` is the time inside the "
         "writing over the rest of the stage, median and largest of the runs; a checkpoint holds weights, moments and the "
-        "best state."
+        "best state. Whole runs swing more than that by themselves: the next section compares within one run."
     )
     lines = []
     for name, row in result["rows"].items():

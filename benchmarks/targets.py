@@ -23,7 +23,19 @@ class Target(NamedTuple):
 
 def all_targets() -> list[Target]:
     """Every aim whose part was measured."""
-    measured = (_training, _floor, _pwim, _prediction, _quality, _memory, _three_tasks, _frozen, _rows, _start)
+    measured = (
+        _training,
+        _floor,
+        _pwim,
+        _prediction,
+        _quality,
+        _memory,
+        _three_tasks,
+        _frozen,
+        _checkpoints,
+        _rows,
+        _start,
+    )
     return [target for part in measured for target in part()]
 
 
@@ -106,6 +118,14 @@ def _frozen() -> Iterator[Target]:
         over = statistics.median(line["encoding"] / line["predicting"] for line in found)
         aim = "A frozen encoder (`wang/baseline` on SST): encoding takes at most 1.1 times as long as `predict`"
         yield Target(aim, f"{over:.2f}", over <= 1.1)
+
+
+def _checkpoints() -> Iterator[Target]:
+    found = (read("checkpoint_blocks") or {}).get("of_default")
+    if found is not None:
+        measured, low, high = (100 * found[key] for key in ("value", "low", "high"))
+        aim = "Checkpoints as they are by default: training at most 3 % slower than without"
+        yield Target(aim, f"{measured:.1f} % ({low:.1f} to {high:.1f} %)", found["high"] <= 0.03)
 
 
 def _rows() -> Iterator[Target]:

@@ -14,8 +14,11 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[1]
-sys.path.append(str(ROOT / "benchmarks"))
+sys.path += [str(ROOT / "benchmarks"), str(ROOT / "benchmarks" / "workers")]
 
+import checkpoint_run  # noqa: E402
+
+import checkpoint_blocks  # noqa: E402
 import frozen  # noqa: E402
 import growth  # noqa: E402
 import harness  # noqa: E402
@@ -24,6 +27,7 @@ import quality  # noqa: E402
 import sections  # noqa: E402
 import sides  # noqa: E402
 import targets  # noqa: E402
+from intervals import Interval  # noqa: E402
 from smoothtune.config.loading import load  # noqa: E402
 from sources import code_of  # noqa: E402
 
@@ -330,3 +334,29 @@ def test_the_section_on_checkpoints_shows_both_shares() -> None:
     assert off.split("|")[1:3] == [" off ", " 0 "]
     assert "361 MB" not in off
     assert "| 361 MB | 1.2 % (at most 2.1 %) | 1.00" in default
+
+
+def test_blocks_of_steps_around_checkpoints_are_paired() -> None:
+    marks = [(0, 0.0), (2, 1.0), (4, 2.0), (6, 5.0), (8, 6.0), (10, 9.5), (0, 0.0), (12, 20.0), (14, 22.0), (16, 23.0)]
+    assert checkpoint_run.pairs_of(marks, 2) == [(3.0, 1.0), (2.0, 1.0)]
+
+
+def test_what_checkpoints_cost_is_said_with_its_interval() -> None:
+    row = {"seconds": [90.0, 101.0, 130.0], "writes": 2.0}
+    share = checkpoint_blocks.share_of(Interval(0.5, 0.25, 1.0), row)
+    assert (share.value, share.low) == (pytest.approx(1 / 100), pytest.approx(0.5 / 100.5))
+    result = {
+        "block": 20, "pairs": 50, "without": 2.5, "writing": 0.45, "difference": {"value": 0.5, "low": 0.25, "high": 1.0},
+        "of_default": share.to_json(),
+    }  # fmt: skip
+    text = sections.checkpoint_blocks(result)
+    assert "A checkpoint costs 0.50 (0.25 to 1.00) s (0.45 s of it inside the writing)" in text
+    assert "cost 1.0 % (0.5 to 2.0 %) of the stage" in text
+    assert "default setting" not in sections.checkpoint_blocks({**result, "of_default": None})
+
+
+@pytest.mark.parametrize(("high", "reached"), [(0.029, True), (0.031, False)])
+def test_the_aim_for_checkpoints_takes_the_end_of_the_interval(results, high: float, reached: bool) -> None:
+    results(checkpoint_blocks={**SETTINGS, "of_default": {"value": 0.014, "low": 0.01, "high": high}})
+    (found,) = targets.all_targets()
+    assert (found.measured[:5], found.reached) == ("1.4 %", reached)
