@@ -61,7 +61,7 @@ def compared(
     rows: dict[str, dict[str, Any]] = {}
     for name in names:
         other = others[name]
-        rows[name] = {"beside": other, "train_seconds": [found[name, seed]["train_seconds"] for seed in seeds]}
+        rows[name] = {"beside": other}
         for figure in figures:
             values = [_value(found[name, seed], figure) for seed in seeds]
             rows[name][figure] = {"values": values, "mean": sum(values) / len(values), "difference": None}

@@ -125,12 +125,12 @@ def _shown(options: Mapping[str, Any]) -> str:
 def little_data(result: Result) -> str:
     """Means, and differences to plain with their intervals, per task and overall."""
     found = result["compared"]
-    figures = [name for name in next(iter(found.values())) if name not in {"beside", "train_seconds"}]
+    figures = [name for name in next(iter(found.values())) if name != "beside"]
     lines = []
     for name, row in found.items():
         cells = [_figure(row[figure]) for figure in figures]
         label = name if row["beside"] in {None, "plain"} else f"{name} (beside {row['beside']})"
-        lines.append([label, *cells, f"{sum(row['train_seconds']) / len(row['train_seconds']):.0f} s"])
+        lines.append([label, *cells])
     rows = ", ".join(f"{task} {count:,}" for task, count in result["rows"].items())
     codes = "" if result["codes"] == 1 else f" Made by {result['codes']} versions of the code."
     text = (
@@ -143,7 +143,7 @@ def little_data(result: Result) -> str:
     settings = "\n".join(
         f"- {name}: {', '.join(map(_shown, tables)) or 'as it comes'}" for name, tables in result["variants"].items()
     )
-    return f"{text}\n\n{table(('', *figures, 'training'), lines)}\n\n{settings}"
+    return f"{text}\n\n{table(('', *figures), lines)}\n\n{settings}"
 
 
 def _figure(found: Mapping[str, Any]) -> str:
