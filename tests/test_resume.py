@@ -18,6 +18,7 @@ import tomli_w
 import torch
 
 from smoothtune.errors import ModelFileError, TerminatedError, UsageError
+from smoothtune.training.checkpoint import _sums
 from smoothtune.training.loop import StepReport
 from smoothtune.workflow.events import Interrupting, Resumed
 from smoothtune.workflow.run_lock import RunLock
@@ -252,7 +253,7 @@ def test_folders_that_are_no_run(tmp_path: Path, tiny_encoder: Path, small_data:
     with pytest.raises(ModelFileError, match="is not a run folder"):
         resume(tmp_path)
     (tmp_path / "mine.txt").write_text("keep me")
-    with pytest.raises(UsageError, match="exists already"):
+    with pytest.raises(UsageError, match=r"is there and is not a run folder \(it has no experiment\.toml\)"):
         train(hard(tiny_encoder), data_dir=small_data, run_dir=tmp_path, resume=True)
 
 
@@ -370,6 +371,40 @@ def test_a_stage_model_that_is_another_one_is_noticed(
     assert same_run(run, whole[0])
 
 
+@pytest.mark.parametrize("change", [{"depth": 2}, {"dropout": 0.9}])
+def test_a_later_stage_does_not_go_on_with_another_model(
+    whole: tuple[Path, int], tiny_encoder: Path, small_data: Path, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    run = killed(tiny_encoder, small_data, tmp_path / "run", whole[1] - 2)
+    wanted, before = hard(tiny_encoder), contents(run)
+    wanted["trunks"]["pair"] |= change
+    with pytest.raises(UsageError, match=rf"{run}/stages/joint: is a model of other .* trunks, .*put them back"):
+        train(wanted, data_dir=small_data, run_dir=run, resume=True, allow=["configuration"])
+    assert contents(run) == before
+
+
+def test_other_labels_are_refused_whatever_is_allowed(tiny_encoder: Path, small_data: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(small_data, tmp_path / "data")
+    run = killed(tiny_encoder, data, tmp_path / "run", 9)
+    before, path = contents(run), data / "mood.train.tsv"
+    path.write_text(path.read_text().replace("beast", "zebra"))
+    dev = data / "mood.dev.tsv"
+    dev.write_text(dev.read_text().replace("beast", "zebra"))
+    with pytest.raises(UsageError, match=r"the labels of task mood are not those that the run began with"):
+        resume(run, allow=["data"])
+    assert contents(run) == before
+
+
+def test_a_checkpoint_of_another_format_is_called_that(cut: Path) -> None:
+    for folder in (cut / "checkpoints").iterdir():
+        path = folder / "state.json"
+        path.write_text(path.read_text().replace('"format": 1', '"format": 9', 1))
+        (folder / "SHA256SUMS").write_text(_sums(folder))
+    with pytest.raises(UsageError, match=r"another release's format \(9 then, 1 now\).*--allow format"):
+        resume(cut)
+    assert resume(cut, allow="format").evaluation is not None
+
+
 @pytest.mark.parametrize("name", ["metrics.jsonl", "checkpoints", "stages"])
 def test_links_out_of_the_run_are_refused(cut: Path, tmp_path: Path, name: str) -> None:
     place, elsewhere = cut / name, tmp_path / "elsewhere"
@@ -386,7 +421,7 @@ def test_a_finished_run_is_not_taken_for_another_experiment(
     wanted = hard(tiny_encoder, every=False)
     wanted["seed"] = 77
     with pytest.raises(
-        UsageError, match=r"the run is finished, and its experiment is another .*seed.*another --run-dir"
+        UsageError, match=r"the run is finished, and its experiment is another one; give another --run-dir"
     ):
         train(wanted, data_dir=small_data, run_dir=whole[0], resume=True, allow=["configuration"])
 

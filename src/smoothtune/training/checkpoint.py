@@ -109,7 +109,13 @@ def read_checkpoint(folder: Path) -> Checkpoint:
             raise TypeError(f"got the format {shown(written)} and as state {shown(state)}")
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise _no_state(path, error) from None
-    return Checkpoint(folder, written, _with_tensors(folder, state) if written == FORMAT else {})
+    try:
+        whole = _with_tensors(folder, state)
+    except ModelFileError:
+        if written == FORMAT:
+            raise
+        whole = {}  # of another release: whoever reads on is told what is missing
+    return Checkpoint(folder, written, whole)
 
 
 def _with_tensors(folder: Path, plain: Any) -> State:

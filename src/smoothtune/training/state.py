@@ -75,7 +75,7 @@ def put_together(plain: Any, tensors: Mapping[str, Tensor], place: str = "") -> 
 def refusal(state: Mapping[str, Any], part: str, error: ValueError) -> str:
     """The text of an error about a state: where it was read, what is wrong in which `part`, what to do."""
     text = reason_of(ValueError(first_of(error)) if isinstance(error, ValidationError) else error)
-    what = f"the checkpoint does not fit: {text}"
+    what = f"the checkpoint does not fit: {text.removeprefix(': ')}"
     if not isinstance(state, KeptState):
         return str(Problem(part, f"{what}; give the state of a run of this stage"))
     folder = state.where

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from smoothtune.config.experiment import Experiment
-from smoothtune.errors import ModelFileError
+from smoothtune.errors import ModelFileError, UsageError
 from smoothtune.training.checkpoint import FORMAT, Checkpoints
 from smoothtune.workflow.advice import resume_command
 from smoothtune.workflow.identity import Identity, compare, configuration_of
@@ -22,8 +22,7 @@ _MACHINE = ("processor", "python", "packages")
 class Earlier:
     """The run's experiment and its last whole checkpoint: `folder`, `state` and `stage` are None and empty without one.
 
-    `damaged` says what is wrong with checkpoints after it; `allowed` are the kinds of difference to go on with; `differs` says
-    what is allowed of the experiment that takes the place of the run's own.
+    `damaged` says what is wrong with checkpoints after it; `allowed` are the kinds of difference to go on with.
     """
 
     run: Path
@@ -35,7 +34,6 @@ class Earlier:
     again: str = "the same command and"
     state: RunState | None = None
     stage: Mapping[str, Any] = field(default_factory=dict)
-    differs: tuple[str, ...] = ()
 
     def compare(self, identity: Identity, machine: Mapping[str, Any]) -> list[str]:
         """Why the result may not be that of a run that never stopped. Raises `UsageError` for what is not allowed."""
@@ -48,8 +46,21 @@ class Earlier:
             self.again,
         )
         then = self.state.machine
+        self._check_labels(identity)
         return differs + [f"{name}: {then.get(name)} then, {machine[name]} now" for name in _MACHINE
                           if then.get(name) != machine[name]]  # fmt: skip
+
+    def _check_labels(self, identity: Identity) -> None:
+        """Raise `UsageError` for labels that the model does not answer with, whatever is allowed."""
+        assert self.state is not None
+        before = self.state.identity.get("data")
+        for task, found in identity["data"].items():
+            then = before.get(task) if isinstance(before, Mapping) else None
+            if not isinstance(then, Mapping) or then.get("labels") != found["labels"]:
+                raise UsageError(
+                    f"{self.run}: the labels of task {task} are not those that the run began with; a model keeps the labels "
+                    "that it began with: put the data back, or begin another run"
+                )
 
 
 def read_earlier(run: Path, experiment: Experiment | None, allowed: Collection[str]) -> Earlier:
@@ -63,12 +74,14 @@ def read_earlier(run: Path, experiment: Experiment | None, allowed: Collection[s
     then, now = ({"configuration": configuration_of(one)} for one in (own, wanted))
     # without an experiment the run goes on with its own; with another one, it is that which has to be given again
     again = resume_command(run) if experiment is None else "the same command and"
-    differs = compare(then, now, allowed, str(run), again)
+    compare(then, now, allowed, str(run), again)
     checkpoint, damaged = Checkpoints(run / CHECKPOINTS).newest()
     if checkpoint is None:
         if damaged:
             told = "; ".join(damaged)
             raise ModelFileError(f"{told}; no other checkpoint is whole: remove {run / CHECKPOINTS} to start over")
-        return Earlier(run, wanted, damaged, allowed, again=again, differs=tuple(differs))
+        return Earlier(run, wanted, damaged, allowed, again=again)
+    formats = ({"format": checkpoint.format}, {"format": FORMAT})
+    compare(*formats, allowed, str(run), again)
     state, stage = run_state(checkpoint, len(wanted.stages))
     return Earlier(run, wanted, damaged, allowed, checkpoint.folder, checkpoint.format, again, state, stage)

@@ -67,6 +67,10 @@ def new_run_folder(run_dir: str | Path | None, name: str, *, empty: bool = False
     except FileExistsError:
         if empty and folder.is_dir() and all(_before_all(path.name) for path in folder.iterdir()):
             return folder
+        if empty:
+            raise UsageError(
+                f"{folder}: is there and is not a run folder (it has no {EXPERIMENT}); give another --run-dir"
+            ) from None
         raise UsageError(
             f"{folder}: exists already; a run never overwrites one: give another --run-dir, or --resume to go on with it"
         ) from None

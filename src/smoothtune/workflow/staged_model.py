@@ -6,11 +6,13 @@ Knows nothing of data beyond their labels, and nothing of how a stage trains.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from smoothtune.config.experiment import Experiment, ModelConfig
 from smoothtune.config.tasks import shape_of
+from smoothtune.errors import UsageError
 from smoothtune.nn.encoder import Encoder
 from smoothtune.nn.folder import read_model_folder
 from smoothtune.nn.model import MultiTaskModel
@@ -18,6 +20,13 @@ from smoothtune.nn.pretrained import load_encoder
 from smoothtune.training.selection import begins_trained
 from smoothtune.workflow.selections import Labels, any_labels, fresh_model, trained_by_stage
 from smoothtune.workflow.stage_folders import stage_folder
+
+
+def _without_place(config: ModelConfig) -> dict[str, Any]:
+    """All that makes a model of it: not where its encoder was."""
+    table = config.model_dump(mode="json")
+    del table["encoder"]["name"], table["encoder"]["revision"]
+    return table
 
 
 class StagedModel:
@@ -54,12 +63,29 @@ class StagedModel:
             self.encoder = load_encoder(self._checkpoint, experiment.encoder)
             self.model = self._fresh(number)
         elif source is not None and source != self._holds:
-            self.model = read_model_folder(stage_folder(run, experiment.stages[source].name)).model.to(self.device)
+            folder = stage_folder(run, experiment.stages[source].name)
+            found = read_model_folder(folder)
+            self._check_same(found.config, folder)
+            self.model = found.model.to(self.device)
             self.encoder = self.model.encoder
         self._grow(number)
         self._holds = number  # when the stage is over
         trained = {name for earlier in experiment.before(number) for name in self._chosen[earlier]}
         return begins_trained(self.model, experiment.stage_tasks(experiment.stages[number]), trained)
+
+    def _check_same(self, found: ModelConfig, folder: Path) -> None:
+        """Raise `UsageError` where the model of an earlier stage is not one of this experiment, which may be another one now."""
+        own = self.config().model_copy(update={"lora": {}, "adapters": {}})
+        kept = found.model_copy(update={"lora": {}, "adapters": {}})
+        adapted = all(part == self.experiment.lora for part in found.lora.values()) and all(
+            part == self.experiment.adapters for part in found.adapters.values()
+        )
+        if adapted and _without_place(kept) == _without_place(own):
+            return
+        raise UsageError(
+            f"{folder}: is a model of other encoder options, tasks, trunks, LoRA or adapters than the experiment's, and a "
+            "later stage goes on from it; put them back, or begin another run"
+        )
 
     def config(self) -> ModelConfig:
         """What the model's folder says of it."""

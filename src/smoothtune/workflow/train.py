@@ -11,12 +11,12 @@ from smoothtune.config.experiment import Experiment
 from smoothtune.config.loading import load
 from smoothtune.errors import UsageError
 from smoothtune.runtime.processes import Processes, together
-from smoothtune.workflow.earlier import Earlier, read_earlier
+from smoothtune.workflow.earlier import read_earlier
 from smoothtune.workflow.events import Event, RunBegin, RunEnd
-from smoothtune.workflow.identity import check_kinds
+from smoothtune.workflow.identity import check_kinds, configuration_of
 from smoothtune.workflow.material import Material
 from smoothtune.workflow.paths import absolute, moved
-from smoothtune.workflow.run import EXPERIMENT, Run, check_own, finished_run, new_run_folder
+from smoothtune.workflow.run import EXPERIMENT, Run, check_own, finished_run, new_run_folder, read_experiment
 from smoothtune.workflow.run_lock import RunLock
 from smoothtune.workflow.training_run import TrainingRun
 
@@ -40,10 +40,11 @@ def train(
 ) -> Run:
     """Train an experiment (TOML path, packaged name, table or `Experiment`) and return its run.
 
-    `listen` is told of everything that happens. Ctrl-C ends the run early with the best state so far as its model
-    (`Run.interrupted`); a second one changes nothing. With `resume` a run that `run_dir` already holds goes on, as with the
-    function `resume`; where there is none, one begins. Raises `ConfigurationError`, `DataError`, `UsageError` before
-    anything is written, and `TrainingError` when training cannot go on; its text says where the best state so far is.
+    `listen` is told of everything that happens. Ctrl-C ends the run after the step under way, with a checkpoint and the best
+    state so far as its model (`Run.interrupted`); a second one ends it at once, without a checkpoint. With `resume` a run that
+    `run_dir` already holds goes on, as with the function `resume`; where there is none, one begins. Raises
+    `ConfigurationError`, `DataError`, `UsageError` before anything is written, and `TrainingError` when training cannot go on;
+    its text says where the best state so far is.
 
     Under `torchrun` or `accelerate launch` all processes call this and get the run; the first one writes and tells.
     """
@@ -101,9 +102,10 @@ def _go_on(
     with _locked(folder, processes):
         with processes.agreeing():
             check_own(folder)
+            done = _finished(folder, wanted)
             earlier = read_earlier(folder, wanted, allow)
-            done = finished_run(folder, earlier.experiment)
-            _check_done(folder, done, earlier)
+            if done is None:
+                _check_places(folder, earlier.experiment)
         last = processes.of_main(str(earlier.folder))
         with processes.agreeing():
             if str(earlier.folder) != last:
@@ -116,14 +118,18 @@ def _go_on(
         return TrainingRun(Material(earlier.experiment, threads), folder, listen, earlier).run()
 
 
-def _check_done(folder: Path, done: Run | None, earlier: Earlier) -> None:
-    """Raise `UsageError` where a finished run is asked for another experiment, or an unfinished one's files are not there."""
-    if done is not None and earlier.differs:
-        raise UsageError(
-            f"{folder}: the run is finished, and its experiment is another one ({'; '.join(earlier.differs)}); "
-            "give another --run-dir"
-        )
-    gone = {} if done is not None else moved(earlier.experiment)
+def _finished(folder: Path, wanted: Experiment | None) -> Run | None:
+    """The run of a folder if it came to its end. Raises `UsageError` where another experiment is `wanted` of it."""
+    own = read_experiment(folder)
+    done = finished_run(folder, own)
+    if done is not None and wanted is not None and configuration_of(own) != configuration_of(wanted):
+        raise UsageError(f"{folder}: the run is finished, and its experiment is another one; give another --run-dir")
+    return done
+
+
+def _check_places(folder: Path, experiment: Experiment) -> None:
+    """Raise `UsageError` where files that an unfinished run needs are not there."""
+    gone = moved(experiment)
     if gone:
         told = ", ".join(f"{key} = {path}" for key, path in gone.items())
         raise UsageError(

@@ -20,7 +20,7 @@ from smoothtune.runtime.signals import Interrupts
 from smoothtune.training.checkpoint import Checkpoints
 from smoothtune.training.loop import StepReport
 from smoothtune.training.stage import StageRun
-from smoothtune.training.stage_events import StageBegin, StageEpoch, StageEvent
+from smoothtune.training.stage_events import StageBegin, StageEnd, StageEpoch, StageEvent
 from smoothtune.training.state import State
 from smoothtune.workflow.advice import going_on, resume_command, skipping_command
 from smoothtune.workflow.earlier import Earlier
@@ -60,6 +60,7 @@ class TrainingRun:
         self._interrupts = Interrupts(self._interrupting)
         self._told = Told()
         self._current: StageRun | None = None
+        self._trained = False  # the last stage has ended: there is no step to write a checkpoint after
 
     def run(self) -> Run:
         """All stages, then the model and its evaluation."""
@@ -186,7 +187,8 @@ class TrainingRun:
             raise KeyboardInterrupt
 
     def _interrupting(self) -> None:
-        self.listen(Interrupting(not self.experiment.runtime.checkpoint_every.never, self._together.alone))
+        writes = not self.experiment.runtime.checkpoint_every.never and not self._trained
+        self.listen(Interrupting(writes, self._together.alone))
 
     def _write_last(self) -> None:
         """A checkpoint of the step after which a signal ends the run."""
@@ -224,6 +226,7 @@ class TrainingRun:
         if isinstance(event, StageEpoch) and self._writes:
             self.files.add_metrics(metrics_line(event))
         self._told.take(event)
+        self._trained = isinstance(event, StageEnd) and self._told.stages[-1].number == len(self.experiment.stages) - 1
         self.listen(event)
 
     def _finish(self, *, interrupted: bool) -> Run:
