@@ -68,8 +68,10 @@ def hearts(world: int, store: Store | None = None) -> Iterator[list[Heart]]:
 
 
 def test_as_long_as_the_others_live_work_may_last() -> None:
+    work = Lasting(3 * LIMIT)
     with hearts(2) as (heart, _):
-        heart.wait_for(Lasting(3 * LIMIT))
+        heart.wait_for(work)
+    assert work.is_completed()
 
 
 @pytest.mark.parametrize(("gone", "who"), [([2], "process 2 has"), ([1, 3], "processes 1, 3 have")])
@@ -104,9 +106,11 @@ def test_without_the_store_nobody_is_heard(silently: bool) -> None:
 
 
 def test_who_was_stopped_itself_takes_nobody_for_dead() -> None:
+    work = Lasting(1.5 * LIMIT, nap=1.1 * LIMIT)
     with hearts(2) as (heart, other):
         other.stop()  # as in a machine that slept: no beats came while this one took a single look
-        heart.wait_for(Lasting(1.5 * LIMIT, nap=1.1 * LIMIT))
+        heart.wait_for(work)
+    assert work.is_completed()
 
 
 def test_the_silence_is_noticed_within_a_minute() -> None:

@@ -81,7 +81,7 @@ def read_earlier(run: Path, experiment: Experiment | None, allowed: Collection[s
             told = "; ".join(damaged)
             raise ModelFileError(f"{told}; no other checkpoint is whole: remove {run / CHECKPOINTS} to start over")
         return Earlier(run, wanted, damaged, allowed, again=again)
-    formats = ({"format": checkpoint.format}, {"format": FORMAT})
-    compare(*formats, allowed, str(run), again)
+    # before it is read as one of this release's: what does not fit then would be called damaged
+    compare({"format": checkpoint.format}, {"format": FORMAT}, allowed, str(run), again)
     state, stage = run_state(checkpoint, len(wanted.stages))
     return Earlier(run, wanted, damaged, allowed, checkpoint.folder, checkpoint.format, again, state, stage)
