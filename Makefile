@@ -140,6 +140,14 @@ bench-smoothness-little: setup
 bench-smoothness-page: setup
 	$(BENCH)/smoothness_page.py
 
+# Wang's whole pipeline, for docs/results.md. Takes hours: stopped, it goes on where it was (runs/wang).
+.PHONY: bench-wang bench-wang-page
+bench-wang: setup
+	$(BENCH)/wang_pipeline.py
+
+bench-wang-page: setup
+	$(BENCH)/wang_page.py
+
 # Two moons with and without smoothness: accuracies, and docs/images/boundary.svg.
 .PHONY: bench-boundary
 bench-boundary: setup

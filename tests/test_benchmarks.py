@@ -143,6 +143,15 @@ def test_a_step_is_told_as_a_multiple_of_its_products(results):
     assert [(target.measured, target.reached) for target in found] == [("1.60 (1.25 to 2.00)", True)]
 
 
+def test_the_aim_of_mixed_batches_is_judged_at_the_shortest_texts(results):
+    row = {"precision": "float32", "level": "pass", "one_ms": 10.0, "three_ms": 15.0}
+    rows = [{**row, "tokens": 5, "times_as_fast": {"value": 1.5, "low": 1.4, "high": 1.6}},
+            {**row, "tokens": 8, "times_as_fast": {"value": 2.5, "low": 2.4, "high": 2.6}}]  # fmt: skip
+    results(mixed_batch={**SETTINGS, "rows": rows})
+    found = [target for target in targets.all_targets() if "three adapted tasks" in target.aim]
+    assert [(target.measured, target.reached) for target in found] == [("1.50 (1.40 to 1.60)", False)]
+
+
 def test_a_step_above_twice_its_products_is_no_aim_reached(results):
     slow = {**FLOOR, "ratio": {"value": 2.1, "low": 1.9, "high": 2.4}}
     results(floor={**FLOORS, "workloads": {"sst": slow}})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isnan
 from pathlib import Path
 from typing import Any
@@ -30,11 +30,12 @@ SPLITS = ("train", "dev", "test")
 class Evaluation:
     """Scores of a run; with a baseline, its scores and the paired difference run - baseline.
 
-    `notes` are sentences on what makes a score doubtful (data that are not those of training, metrics without a value) or
-    slow to come by.
+    `answers` are those of the run, by task, to be compared with another run's (`evaluation.comparison`). `notes` are sentences on
+    what makes a score doubtful (data that are not those of training, metrics without a value) or slow to come by.
     """
 
     scores: Scores
+    answers: Mapping[str, TaskAnswers] = field(repr=False)
     notes: tuple[str, ...] = ()
     words_alone: Scores | None = None
     difference: Comparison | None = None
@@ -87,10 +88,10 @@ def evaluate_run(
         *(f"note: {name} is nan: {why}" for name, why in undefined(answers).items()),
     )
     if not with_words_alone:
-        return Evaluation(scores, notes)
+        return Evaluation(scores, answers, notes)
     baseline = {name: _words_alone(found, part, experiment.seed) for name, (found, part) in chosen.items()}
     difference = paired_difference(answers, baseline, seed=experiment.seed)
-    return Evaluation(scores, notes, score_tasks(baseline, seed=experiment.seed), difference)
+    return Evaluation(scores, answers, notes, score_tasks(baseline, seed=experiment.seed), difference)
 
 
 def _pairs(data: Iterable[str], experiment: Experiment) -> dict[str, str]:

@@ -1,0 +1,137 @@
+"""Wang's whole pipeline on real data: `wang/full`, and beside it `wang/efficient`, which leaves the joint stage out.
+
+Run: python benchmarks/wang_pipeline.py --data-dir DIR [--seeds 1] [--runs runs/wang]. Quora is cut to 20,000 training rows; a
+stage of several tasks has at most 5 epochs, one of a single task at most 8; all else is as packaged, stopping included. The runs
+lie in `--runs` and hold checkpoints: stopped at any moment, the command goes on where it was. Then the model after every stage is
+scored on the whole dev sets, and the two ends are compared on the same rows. Writes results/wang_pipeline.json, which
+`wang_page.py` shows.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from environments import HERE
+from harness import progress, save, settings_of
+from options import parser_of
+from rows import what_data
+
+NAMES = ("wang/full", "wang/efficient")
+QUORA_ROWS = 20_000
+JOINT_EPOCHS, SINGLE_EPOCHS = 5, 8
+
+
+def overrides(name: str) -> list[str]:
+    """What differs from the packaged experiment."""
+    from smoothtune.config.loading import load
+
+    experiment = load(name).experiment
+    return [f"tasks.quora.max_train_rows={QUORA_ROWS}", *_epochs(experiment)]
+
+
+def _epochs(experiment: Any) -> Iterator[str]:
+    for number, stage in enumerate(experiment.stages):
+        most = SINGLE_EPOCHS if len(experiment.stage_tasks(stage)) == 1 else JOINT_EPOCHS
+        yield f"stages.{number}.stop.max_epochs={most}"
+
+
+def trained(name: str, seed: int, runs: Path, data_dir: Path, changes: list[str], threads: int | None) -> Path:
+    """The run's folder when it is done: begun, gone on with, or found so. A process of its own; its bar goes to stderr."""
+    folder = runs / f"{name.replace('/', '-')}-{seed}"
+    given = [*changes, *([] if threads is None else [f"runtime.threads={threads}"])]
+    command = [
+        sys.executable, "-m", "smoothtune", "train", name, "--data-dir", str(data_dir), "--run-dir", str(folder),
+        "--seed", str(seed), "--resume", *(part for change in given for part in ("--set", change)),
+    ]  # fmt: skip
+    progress(f"wang pipeline: {name}, seed {seed}: {folder}")
+    subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+    return folder
+
+
+def told(run: Path) -> dict[str, Any]:
+    """The stages of a finished run, each with main metrics of the model after it, of the tasks that had been trained by then.
+
+    The score is there where that is all of them.
+    """
+    from smoothtune.workflow.evaluate import evaluate_run
+    from smoothtune.workflow.run import read_experiment
+
+    state = json.loads((run / "run.json").read_text())
+    main = {name: task.metric for name, task in read_experiment(run).tasks.items()}
+    stages, known = [], set()
+    for record in state["stages"]:
+        known |= set(record["tasks"])
+        scores = evaluate_run(run, stage=record["name"]).to_json()
+        whole = set(scores["tasks"]) <= known
+        stages.append(
+            {
+                **{key: record[key] for key in ("name", "tasks", "trained", "parameters", "precision", "reason")},
+                "train_seconds": record["train_seconds"],
+                **epochs_of(run, record["name"]),
+                "scores": {task: found[main[task]] for task, found in scores["tasks"].items() if task in known},
+                "score": scores["score"] if whole else None,
+            }
+        )
+        progress(f"wang pipeline: {run.name}: after {record['name']}: {stages[-1]['score']}")
+    return {"stages": stages, "metrics": main, "threads": state["threads"]}
+
+
+def epochs_of(run: Path, stage: str) -> dict[str, int]:
+    """How many epochs a stage trained for, and the last that was the best so far (0: what it began with)."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    own = [line for line in lines if line["stage"] == stage]
+    return {
+        "epochs": max(line["epoch"] for line in own),
+        "best_epoch": max(line["epoch"] for line in own if line["best"]),
+    }
+
+
+def differences(full: Path, efficient: Path) -> dict[str, Any]:
+    """Paired differences of main metrics: what the joint stage gave, what the efficient stages gave after it, and both.
+
+    `joint` is the end of `full` less that of `efficient`; `efficient` the end of `full` less its model after the joint stage;
+    `instead` that model less the end of `efficient`.
+    """
+    from smoothtune.evaluation.comparison import paired_difference
+    from smoothtune.workflow.evaluate import evaluate_run
+
+    first = json.loads((full / "run.json").read_text())["stages"][0]["name"]
+    end, alone, joint = evaluate_run(full), evaluate_run(efficient), evaluate_run(full, stage=first)
+    pairs = {"joint": (end, alone), "efficient": (end, joint), "instead": (joint, alone)}
+    found = {}
+    for name, (one, other) in pairs.items():
+        difference = paired_difference(one.answers, other.answers, seed=0)
+        every = {**difference.tasks, "mean": difference.mean}
+        found[name] = {task: {"value": e.value, "low": e.low, "high": e.high} for task, e in every.items()}
+    return found
+
+
+def main() -> None:
+    """Train what is missing, score, save."""
+    parser = parser_of(__doc__)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--runs", type=Path, default=HERE.parent / "runs" / "wang", help="where the runs are kept")
+    parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="for both experiments")
+    options = parser.parse_args()
+    if options.data_dir is None:
+        parser.error("--data-dir: give the folder with sst/, quora/ and sts/")
+    changes = {name: [*overrides(name), *options.set] for name in NAMES}
+    seeds: dict[str, Any] = {}
+    for seed in range(1, options.seeds + 1):
+        folders = {
+            name: trained(name, seed, options.runs, options.data_dir, changes[name], options.threads) for name in NAMES
+        }
+        runs = {name: told(folder) for name, folder in folders.items()}
+        seeds[str(seed)] = {"runs": runs, "differences": differences(*folders.values())}
+    threads = next(iter(next(iter(seeds.values()))["runs"].values()))["threads"]
+    settings = settings_of(data=what_data(options.data_dir), threads=threads, changes=changes)
+    save("wang_pipeline", {**settings, "seeds": seeds})
+
+
+if __name__ == "__main__":
+    main()
