@@ -143,7 +143,7 @@ bench-smoothness-page: setup
 # Wang's whole pipeline, for docs/results.md. Takes hours: stopped, it goes on where it was (runs/wang).
 .PHONY: bench-wang bench-wang-page
 bench-wang: setup
-	$(BENCH)/wang_pipeline.py
+	$(BENCH)/wang_pipeline.py --jobs $(JOBS) --threads 1
 
 bench-wang-page: setup
 	$(BENCH)/wang_page.py

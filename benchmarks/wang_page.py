@@ -51,7 +51,10 @@ def _parts(result: dict[str, Any] | None) -> Iterator[str]:
         yield note.read_text(encoding="utf-8").strip()
     for seed, found in result["seeds"].items():
         yield from _seed(seed, found)
-    yield where(result)
+    together = (
+        "" if result["jobs"] == 1 else f"{result['jobs']} runs at once, each on {result['threads']} thread(s).\n\n"
+    )
+    yield together + where(result)
 
 
 def _changes(changes: Mapping[str, list[str]]) -> str:

@@ -1,10 +1,10 @@
 """Wang's whole pipeline on real data: `wang/full`, and beside it `wang/efficient`, which leaves the joint stage out.
 
-Run: python benchmarks/wang_pipeline.py --data-dir DIR [--seeds 1] [--runs runs/wang]. Quora is cut to 20,000 training rows; a
-stage of several tasks has at most 5 epochs, one of a single task at most 8; all else is as packaged, stopping included. The runs
-lie in `--runs` and hold checkpoints: stopped at any moment, the command goes on where it was. Then the model after every stage is
-scored on the whole dev sets, and the two ends are compared on the same rows. Writes results/wang_pipeline.json, which
-`wang_page.py` shows.
+Run: python benchmarks/wang_pipeline.py --data-dir DIR [--seeds 1] [--jobs 1] [--runs runs/wang]. Quora is cut to 20,000 training
+rows; a stage of several tasks has at most 5 epochs, one of a single task at most 8; all else is as packaged, stopping included.
+The runs lie in `--runs` and hold checkpoints: stopped at any moment, the command goes on where it was; `--jobs N` trains N at
+once (give `--threads 1` with it). Then the model after every stage is scored on the whole dev sets, and the two ends are compared
+on the same rows. Writes results/wang_pipeline.json, which `wang_page.py` shows.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +42,20 @@ def _epochs(experiment: Any) -> Iterator[str]:
 
 
 def trained(name: str, seed: int, runs: Path, data_dir: Path, changes: list[str], threads: int | None) -> Path:
-    """The run's folder when it is done: begun, gone on with, or found so. A process of its own; its bar goes to stderr."""
+    """The run's folder when it is done: begun, gone on with, or found so. What its process says goes to a log beside it."""
     folder = runs / f"{name.replace('/', '-')}-{seed}"
     given = [*changes, *([] if threads is None else [f"runtime.threads={threads}"])]
     command = [
         sys.executable, "-m", "smoothtune", "train", name, "--data-dir", str(data_dir), "--run-dir", str(folder),
         "--seed", str(seed), "--resume", *(part for change in given for part in ("--set", change)),
     ]  # fmt: skip
-    progress(f"wang pipeline: {name}, seed {seed}: {folder}")
-    subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+    log = folder.with_suffix(".log")
+    progress(f"wang pipeline: {name}, seed {seed}: {log}")
+    runs.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as lines:
+        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=lines, check=False)
+    if done.returncode:
+        raise SystemExit(f"{name}, seed {seed}, ended with status {done.returncode}: see {log}")
     return folder
 
 
@@ -116,20 +122,30 @@ def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--runs", type=Path, default=HERE.parent / "runs" / "wang", help="where the runs are kept")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once; give --threads 1 with several")
     parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="for both experiments")
     options = parser.parse_args()
     if options.data_dir is None:
         parser.error("--data-dir: give the folder with sst/, quora/ and sts/")
     changes = {name: [*overrides(name), *options.set] for name in NAMES}
+    with ThreadPoolExecutor(options.jobs) as pool:
+        begun = {
+            (name, seed): pool.submit(
+                trained, name, seed, options.runs, options.data_dir, changes[name], options.threads
+            )
+            for seed in range(1, options.seeds + 1)
+            for name in NAMES
+        }  # fmt: skip
+    folders = {key: run.result() for key, run in begun.items()}
     seeds: dict[str, Any] = {}
     for seed in range(1, options.seeds + 1):
-        folders = {
-            name: trained(name, seed, options.runs, options.data_dir, changes[name], options.threads) for name in NAMES
+        both = {name: folders[name, seed] for name in NAMES}
+        seeds[str(seed)] = {
+            "runs": {name: told(folder) for name, folder in both.items()},
+            "differences": differences(*both.values()),
         }
-        runs = {name: told(folder) for name, folder in folders.items()}
-        seeds[str(seed)] = {"runs": runs, "differences": differences(*folders.values())}
     threads = next(iter(next(iter(seeds.values()))["runs"].values()))["threads"]
-    settings = settings_of(data=what_data(options.data_dir), threads=threads, changes=changes)
+    settings = settings_of(data=what_data(options.data_dir), threads=threads, jobs=options.jobs, changes=changes)
     save("wang_pipeline", {**settings, "seeds": seeds})
 
 

@@ -40,7 +40,9 @@ def test_both_experiments_are_trained_scored_and_shown(tiny_encoder, tmp_path, m
     sizes = [f"encoder.name={tiny_encoder}", "encoder.max_length=24", "trunks.pairs.depth=1", "adapters.size=4"]
     sizes = [part for size in sizes for part in ("--set", size)]
     data, runs = write_rows(tmp_path / "data"), tmp_path / "runs"
-    monkeypatch.setattr(sys, "argv", ["wang_pipeline.py", "--data-dir", str(data), "--runs", str(runs), *sizes])
+    monkeypatch.setattr(
+        sys, "argv", ["wang_pipeline.py", "--data-dir", str(data), "--runs", str(runs), "--jobs", "2", *sizes]
+    )
     pipeline.main()
     found = json.loads((tmp_path / "results" / "wang_pipeline.json").read_text())["seeds"]["1"]
     full, efficient = (found["runs"][name]["stages"] for name in pipeline.NAMES)
