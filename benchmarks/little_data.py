@@ -25,11 +25,16 @@ from rows import SOURCES, read_rows, what_data
 SMOOTH = {"kind": "smoothness"}
 # Weights: r_drop 1 (Liang et al., 2021, its setting for GLUE), r3f 1 (within the grid of Aghajanyan et al., 2021), wang 5 (Wang's
 # larger), paper 3 (the middle of the grid of Jiang et al., 2020), mtdnn 1 (its code's default). A radius or noise of 1e-5 is
-# rounded away in bfloat16, so what has one computes in float32.
+# rounded away in bfloat16, so what has one computes in float32. `r_drop-as-paper` is `paper` without its perturbation: agreement
+# of two dropout masks, of the same strength (r_drop halves the two sides of classes and binary, not of regression), in bfloat16.
 VARIANTS: dict[str, tuple[Table, ...]] = {
     "plain": (),
     "plain-float32": (),
     "r_drop": ({"kind": "r_drop", "weight": 1.0},),
+    "r_drop-as-paper": (
+        {"kind": "r_drop", "weight": 6.0, "second_loss": False, "tasks": ["sst", "quora"]},
+        {"kind": "r_drop", "name": "r_drop_sts", "weight": 3.0, "second_loss": False, "tasks": ["sts"]},
+    ),
     "r3f": ({"kind": "r3f", "weight": 1.0, "precision": "float32"},),
     "wang": ({**SMOOTH, "preset": "wang", "weight": 5.0, "precision": "float32"},),
     "paper": ({**SMOOTH, "preset": "paper", "weight": 3.0, "precision": "float32"},),
