@@ -132,7 +132,7 @@ bench-smoothness-cost: setup
 	$(BENCH)/smoothness_cost.py
 
 bench-smoothness-tuning: setup
-	$(BENCH)/little_data_tuning.py --jobs $(JOBS) --threads 1
+	$(BENCH)/little_data_tuning.py --jobs $(JOBS) --threads 1 --finalists 2 --final-seeds 1
 
 bench-smoothness-little: setup
 	$(BENCH)/little_data.py --jobs $(JOBS) --threads 1
@@ -141,9 +141,12 @@ bench-smoothness-page: setup
 	$(BENCH)/smoothness_page.py
 
 # Wang's whole pipeline, for docs/results.md. Takes hours: stopped, it goes on where it was (runs/wang).
-.PHONY: bench-wang bench-wang-page
+.PHONY: bench-wang bench-wang-page bench-packaged
 bench-wang: setup
-	$(BENCH)/wang_pipeline.py --jobs $(JOBS) --threads 1
+	$(BENCH)/wang_pipeline.py
+
+bench-packaged: setup
+	$(BENCH)/packaged_learn.py
 
 bench-wang-page: setup
 	$(BENCH)/wang_page.py

@@ -7,17 +7,19 @@ are not touched.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from environments import HERE
 from harness import progress, read
+from intervals import paired_difference
 from tables import milliseconds, ratio, table, where
 
 OUT = HERE.parent / "docs" / "smoothness.md"
 PLACE = re.compile(r"(<!-- table: (?P<part>[a-z_]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 Result = dict[str, Any]
+CHEAPEST = "cheap"
 # What is aimed at: whether its row over another (a key of the row) lies below or above a bound.
 AIMS = (
     ("`exact` at most 2.7 plain steps", "exact", "over_plain", lambda value: value <= 2.7),
@@ -119,38 +121,48 @@ def tuning(result: Result) -> str:
 
 
 def _shown(options: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in options.items() if name not in ("kind", "preset"))
+    told = {name: ", ".join(value) if isinstance(value, list) else value for name, value in options.items()}
+    return ", ".join(f"{name} {value}" for name, value in told.items() if name not in ("kind", "preset", "name"))
 
 
 def little_data(result: Result) -> str:
-    """Means, and differences to plain with their intervals, per task and overall."""
+    """Means, and differences to plain and to `cheap` with their intervals, per task and overall."""
     found = result["compared"]
     figures = [name for name in next(iter(found.values())) if name != "beside"]
-    lines = []
-    for name, row in found.items():
-        cells = [_figure(row[figure]) for figure in figures]
-        label = name if row["beside"] in {None, "plain"} else f"{name} (beside {row['beside']})"
-        lines.append([label, *cells])
+    (plain, row), *others = found.items()
+    lines = [[plain, *(f"{row[figure]['mean']:.4f}" for figure in figures)]]
+    for name, row in others:
+        lines.append([name, *_differences(row, found[plain], figures)])
+        if row["beside"] != plain:
+            lines.append([f"{name} (to {row['beside']})", *_differences(row, found[row["beside"]], figures)])
     rows = ", ".join(f"{task} {count:,}" for task, count in result["rows"].items())
     codes = "" if result["codes"] == 1 else f" Made by {result['codes']} versions of the code."
     text = (
         f"Training rows: {rows}, drawn by the seed; {result['steps']} steps of 32; {len(result['seeds'])} seeds; the full dev "
         "sets, scored once, at the end. Accuracy (sst, quora), Pearson r (sts), and their mean with r as (r + 1) / 2. The first "
         "line is the mean, the others the mean difference to it, paired by seed, with Student's 95 % interval; what computes in "
-        "float32 is compared with plain in float32, so that the difference is that of the term alone. With so many "
+        "float32 is compared with plain in float32 too, where the difference is that of the term alone. With so many "
         f"intervals some leave out 0 by chance.{codes}"
     )
+    parts = [text, table(("", *figures), lines)]
+    if CHEAPEST in found:
+        beside = {name: row for name, row in others if name != CHEAPEST and row["beside"] is not None}
+        lines = [
+            [name, *_differences(row, found[CHEAPEST], figures)]
+            for name, row in beside.items()
+            if not name.startswith(plain)
+        ]
+        parts += [f"The other terms less `{CHEAPEST}`, which costs least:", table(("", *figures), lines)]
     settings = "\n".join(
-        f"- {name}: {', '.join(map(_shown, tables)) or 'as it comes'}" for name, tables in result["variants"].items()
+        f"- {name}: {'; '.join(map(_shown, tables)) or 'as it comes'}" for name, tables in result["variants"].items()
     )
-    return f"{text}\n\n{table(('', *figures), lines)}\n\n{settings}"
+    return "\n\n".join([*parts, settings])
 
 
-def _figure(found: Mapping[str, Any]) -> str:
-    value = found["difference"]
-    if value is None:
-        return f"{found['mean']:.4f}"
-    return f"{value['value']:+.4f} ({value['low']:+.4f} to {value['high']:+.4f})"
+def _differences(row: Mapping[str, Any], other: Mapping[str, Any], figures: Iterable[str]) -> Iterator[str]:
+    for figure in figures:
+        found = paired_difference(row[figure]["values"], other[figure]["values"])
+        yield f"{found.value:+.4f} ({found.low:+.4f} to {found.high:+.4f})"
 
 
 PARTS: dict[str, Callable[[Result], str]] = {

@@ -1,15 +1,16 @@
-"""Writes docs/results.md from results/wang_pipeline.json. Measures nothing; what was not measured is said.
+"""Writes docs/results.md from results/wang_pipeline.json and results/packaged_learn. Measures nothing; says what was not measured.
 
 Run: python benchmarks/wang_page.py. `notes/wang_pipeline.md`, where there is one, stands between the introduction and the tables.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from environments import HERE
-from harness import progress, read
+from harness import RESULTS, progress, read
 from tables import table, where
 
 OUT = HERE.parent / "docs" / "results.md"
@@ -21,6 +22,10 @@ is the same without the joint stage, on the bundled encoder as it was pre-traine
 paper has BERT-base, and it saw Quora duplicates in its own pre-training: Quora figures say how well it remembers, too.
 
 `make bench-wang` trains and scores (hours; stopped, it goes on where it was), `make bench-wang-page` writes this page."""
+LEARNING = """## Do the packaged rows with smoothness learn?
+
+`make bench-packaged`: 200 steps of every stage on the real data, Quora cut to 5,000 training rows. The mean unweighted loss of a
+task's first and last 50 steps (of halves where it had fewer than 100)."""
 GAINS = {
     "efficient": "the efficient stages, after the joint one",
     "joint": "the joint stage, before the efficient ones",
@@ -44,7 +49,14 @@ def _parts(result: dict[str, Any] | None) -> Iterator[str]:
     yield INTRODUCTION
     if result is None:
         yield "Not measured."
-        return
+    else:
+        yield from _pipeline(result)
+    yield LEARNING
+    kept = [json.loads(path.read_text()) for path in sorted((RESULTS / "packaged_learn").glob("*.json"))]
+    yield _learning(kept) if kept else "Not measured."
+
+
+def _pipeline(result: dict[str, Any]) -> Iterator[str]:
     yield _changes(result["changes"])
     note = HERE / "notes" / "wang_pipeline.md"
     if note.exists():
@@ -55,6 +67,16 @@ def _parts(result: dict[str, Any] | None) -> Iterator[str]:
         "" if result["jobs"] == 1 else f"{result['jobs']} runs at once, each on {result['threads']} thread(s).\n\n"
     )
     yield together + where(result)
+
+
+def _learning(kept: list[dict[str, Any]]) -> str:
+    lines = [
+        [found["name"], part, str(end["steps"]), f"{end['first']:.3f}", f"{end['last']:.3f}"]
+        for found in kept
+        for part, end in found["parts"].items()
+    ]
+    head = ("experiment", "stage/task", "steps", "first", "last")
+    return "\n\n".join([table(head, lines), *dict.fromkeys(where(found) for found in kept)])
 
 
 def _changes(changes: Mapping[str, list[str]]) -> str:

@@ -238,6 +238,7 @@ def test_what_cannot_be_is_said_once_and_measured_in_the_first_log(tmp_path):
     assert first["smoothness_surviving"] < 0.5
     assert first["smoothness_dropout"] > 100 * first["smoothness_adversarial"]
     assert first["smoothness_norm"] == pytest.approx(1e-5, rel=1e-5)
+    assert all(isinstance(value, float) for name, value in first.items() if name.startswith("smoothness"))
     assert len(rest) == 2
     assert not any(name.startswith("smoothness_") for step in rest for name in step)
 

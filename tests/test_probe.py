@@ -336,7 +336,8 @@ def test_what_is_lost_and_what_is_r_drop_is_said_with_what_to_change() -> None:
     assert str(drowned) == (
         "stage together, wang (sst): two passes that differ in dropout alone lie 400,000 times further apart than the "
         "perturbed pass from the clean one under the same masks: the term is in truth R-Drop; use "
-        'kind = "r_drop" for that, or else set dropout = "shared" and a radius larger than 1e-05 '
+        'kind = "r_drop" for that (second_loss = false, and twice the weight but for regression, make it as strong), or else '
+        'set dropout = "shared" and a radius larger than 1e-05 '
         '(in smoothness, preset = "exact" has both)'
     )
 

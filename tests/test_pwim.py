@@ -8,8 +8,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from smoothtune.config import trunks as config
+from smoothtune.nn import recomputing
+from smoothtune.nn.dropout import name_places
 from smoothtune.nn.grid import cell_mask, grid_max, halve_grid
 from smoothtune.nn.masked_norm import MaskedBatchNorm2d
 from smoothtune.nn.trunks.pwim_dcnn import PwimDcnnTrunk
@@ -286,3 +289,57 @@ def test_statistics_of_a_whole_trunk_stand_still_in_other_passes_and_when_frozen
     after = trunk.state_dict()
     assert len(before) > 0
     assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+# what is inside a block, computed again
+
+
+def taught(
+    again: bool, monkeypatch: pytest.MonkeyPatch, weights: dict[str, Tensor] | None = None
+) -> tuple[dict[str, Tensor], int]:
+    """Everything that a pass with gradients leaves of a trunk, and the bytes it kept for the backward pass."""
+    monkeypatch.setattr(recomputing, "KEPT_BYTES", -1 if again else 1 << 40)
+    torch.manual_seed(0)
+    trunk = PwimResnetTrunk(config.PwimResnetTrunk(kind="pwim_resnet", depth=3, dropout=0.5), WIDTH)
+    name_places(trunk)
+    a, mask_a, b, mask_b = pairs([(9, 4), (5, 11), (12, 12)])
+    a.requires_grad_()
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), drawing(Pass(1, "stage", 1)):
+        given = (a, mask_a, b, mask_b)
+        features = trunk(*given) if weights is None else functional_call(trunk, weights, given)
+    features.square().sum().backward()  # after the pass, as in training
+    assert a.grad is not None
+    gradients = {f"{name}.grad": part.grad for name, part in trunk.named_parameters() if part.grad is not None}
+    return {"features": features, "states.grad": a.grad, **gradients, **dict(trunk.named_buffers())}, sum(kept.values())
+
+
+def test_blocks_computed_again_leave_the_same_bits_and_keep_a_fraction(monkeypatch):
+    (plain, all_bytes), (again, few_bytes) = (taught(way, monkeypatch) for way in (False, True))
+    assert len(plain) > 20
+    assert plain.keys() == again.keys()
+    assert all(torch.equal(plain[name], again[name]) for name in plain)
+    assert plain["blocks.0.norm_1.num_batches_tracked"] == 1
+    assert few_bytes < all_bytes / 4
+
+
+def test_blocks_are_computed_again_with_the_weights_of_their_pass(monkeypatch):
+    other = PwimResnetTrunk(config.PwimResnetTrunk(kind="pwim_resnet", depth=3, dropout=0.5), WIDTH)
+    weights = {name: part.detach().clone() for name, part in other.named_parameters()}
+    (plain, _), (again, _) = (taught(way, monkeypatch, weights) for way in (False, True))
+    assert not torch.equal(plain["states.grad"], taught(False, monkeypatch)[0]["states.grad"])
+    assert torch.equal(plain["states.grad"], again["states.grad"])
+
+
+def test_nothing_is_computed_again_outside_a_pass(monkeypatch):
+    monkeypatch.setattr(recomputing, "KEPT_BYTES", -1)
+    monkeypatch.setattr(recomputing, "checkpoint", None)
+    trunk = PwimResnetTrunk(config.PwimResnetTrunk(kind="pwim_resnet", depth=1, dropout=0.5), WIDTH)
+    assert trunk(*pairs([(3, 2)])).requires_grad
+    with torch.no_grad(), drawing(Pass(1, "stage", 1)):
+        trunk(*pairs([(3, 2)]))

@@ -111,7 +111,8 @@ class SmoothTrainer(Trainer):  # type: ignore[misc]
         assert self.smoothness is not None
         for fault in measured.faults():
             warnings.warn(f"smoothness: {fault}", stacklevel=2)
-        return {f"smoothness_{name}": value for name, value in asdict(measured).items()}
+        numbers = {name: value for name, value in asdict(measured).items() if isinstance(value, float)}
+        return {f"smoothness_{name}": value for name, value in numbers.items()}
 
     def _progress(self) -> float:
         return self.state.global_step / self.state.max_steps if self.state.max_steps > 0 else 0.0

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -88,6 +88,26 @@ def current_pass() -> Pass | None:
     """The pass under way, or None outside `drawing`."""
     active = _active.get()
     return None if active is None else active.current
+
+
+def again() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Two contexts: what is drawn in the first, of the pass under way, is drawn again in the second, which moves no statistics.
+
+    The second may be entered when the pass is over. Raises `RuntimeError` outside a pass.
+    """
+    active = _active.get()
+    if active is None:
+        raise RuntimeError("again: there is no pass under way; call it inside drawing(...)")
+    return nullcontext(), _replayed(replace(active.current, update_statistics=False), dict(active.draws))
+
+
+@contextmanager
+def _replayed(current: Pass, drawn: dict[str, int]) -> Iterator[None]:
+    token = _active.set(_Active(current, drawn))
+    try:
+        yield
+    finally:
+        _active.reset(token)
 
 
 def stream_of(place: str) -> int:

@@ -147,7 +147,8 @@ class _Drowned:
         key = self.search.key_at(norm)
         if self.search.compares and self.search.masks == "independent":
             return (
-                f'{_further(records)}: the term is in truth R-Drop; use kind = "r_drop" for that, or else set '
+                f'{_further(records)}: the term is in truth R-Drop; use kind = "r_drop" for that (second_loss = false, and '
+                "twice the weight but for regression, make it as strong), or else set "
                 f'dropout = "shared" and a {key} larger than {norm:.3g} (in smoothness, preset = "exact" has both)'
             )
         return (

@@ -9,6 +9,7 @@ from smoothtune.config import trunks as config
 from smoothtune.nn.dropout import Dropout
 from smoothtune.nn.grid import drop_cells, grid_max
 from smoothtune.nn.masked_norm import MaskedBatchNorm2d
+from smoothtune.nn.recomputing import called
 from smoothtune.nn.trunks import packed_grid
 from smoothtune.nn.trunks.packed_grid import Half
 from smoothtune.nn.trunks.similarity_cube import CHANNELS, similarity_cube
@@ -20,8 +21,8 @@ FEATURES = 128
 class PwimResnetTrunk(nn.Module):
     """Similarity cube, `depth` residual blocks of 128 channels, the largest value of each channel, F = 128.
 
-    Nothing is pooled between blocks, so memory grows with Ta * Tb. Source: Wang, section 3.3 and Table 3, whose two
-    linear layers are the output's.
+    Nothing is pooled between blocks, so memory grows with Ta * Tb; what is inside the blocks of large grids is computed again
+    in the backward pass. Source: Wang, section 3.3 and Table 3, whose two linear layers are the output's.
     """
 
     def __init__(self, options: config.PwimResnetTrunk, width: int) -> None:
@@ -35,8 +36,9 @@ class PwimResnetTrunk(nn.Module):
         grid, cells = similarity_cube(states_a, mask_a, states_b, mask_b)
         if packed_grid.serves(grid, self):
             return self._packed(grid, packed_grid.lay_out(mask_a, mask_b))
+        each = FEATURES * cells.numel() * grid.element_size()
         for block in self.blocks:
-            grid = block(grid, cells)
+            grid = called(block, grid, cells, each=each)
         return grid_max(grid, cells)
 
     def _packed(self, cube: Tensor, layout: Layout) -> Tensor:

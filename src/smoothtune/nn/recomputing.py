@@ -1,0 +1,37 @@
+"""Parts of a pass that are computed again in the backward pass instead of being kept. Knows nothing of what they compute."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
+
+from smoothtune.runtime import processes
+from smoothtune.runtime.random import again, current_pass
+
+KEPT_BYTES = 8 << 20
+
+
+def called(module: nn.Module, *inputs: Tensor, each: int) -> Tensor:
+    """`module(*inputs)`; where what it keeps is large and gradients are wanted, that is computed again for them.
+
+    The backward pass then keeps `inputs` alone of a part with many steps (Chen et al., 2016, "Training deep nets with sublinear
+    memory cost"). Outputs, gradients and running statistics are the same to the bit. `each` is the size of one of the tensors
+    that are kept, in bytes; more than `KEPT_BYTES` is large. Only within a pass, whose masks can be drawn again, and in a
+    process of its own, as sums over processes are not made twice.
+    """
+    again_pays = each > KEPT_BYTES and torch.is_grad_enabled()
+    if not (again_pays and current_pass() is not None and processes.current().alone):
+        return cast(Tensor, module(*inputs))
+    weights: dict[str, Tensor] = dict(
+        module.named_parameters()
+    )  # of this call: it may be one with other weights than the module's own
+
+    def compute(*inputs: Tensor) -> Tensor:
+        return cast(Tensor, functional_call(module, weights, inputs))
+
+    found = checkpoint(compute, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=again)
+    return cast(Tensor, found)
