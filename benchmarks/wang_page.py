@@ -1,4 +1,4 @@
-"""Writes docs/results.md from results/wang_pipeline.json and results/packaged_learn. Measures nothing; says what was not measured.
+"""Writes docs/results.md from results/wang_pipeline.json and results/packaged_learn. Measures nothing; says what is missing.
 
 Run: python benchmarks/wang_page.py. `notes/wang_pipeline.md`, where there is one, stands between the introduction and the tables.
 """
