@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from smoothtune.nn import recomputing
 from smoothtune.objective.look import Look
 from smoothtune.objective.weighting import TaskFacts, WeightingProduct
 from smoothtune.training.step import StepModule, StepName
@@ -441,3 +442,35 @@ def test_the_weights_of_a_look_are_those_that_train(prepared: Prepared) -> None:
         return look.logits.sum() * 0
 
     step(prepared, Watch(see))(batch_of(prepared, "mood"), NAME)
+
+
+def every_kind_of_pass(look: Look) -> Tensor:
+    """A search that teaches nothing, then passes of every kind that do, one of them with other weights."""
+    d = torch.full_like(look.states_at(0), 0.1).requires_grad_()
+    searched = look.divergence(look.logits_of(d, learn=False), look.logits.detach()).sum()
+    (direction,) = torch.autograd.grad(searched, d)
+    others = {name: 0.9 * weight for name, weight in look.weights().items()}
+    passes = [
+        look.logits_of(0.1 * direction.sign()),
+        look.logits_of(dropout="off"),
+        look.logits_of(dropout="fresh"),
+        look.logits_of(d, weights=others),
+    ]
+    return torch.stack([look.divergence(one, look.logits).mean() for one in passes]).sum()
+
+
+def test_what_is_computed_again_is_what_was_computed(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = snapshot(prepared.model)
+    found = []
+    for kept in (1 << 40, -1):
+        monkeypatch.setattr(recomputing, "KEPT_BYTES", kept)
+        prepared.model.load_state_dict(before)
+        prepared.model.zero_grad()
+        parts = step(prepared, Watch(every_kind_of_pass))(batch_of(prepared, "same"), NAME)
+        (parts["task"] + parts["watch"]).backward()
+        gradients = {name: part.grad for name, part in prepared.model.named_parameters() if part.grad is not None}
+        found.append({**gradients, **{f"after {name}": part for name, part in snapshot(prepared.model).items()}})
+    plain, again = found
+    assert any(name.startswith("trunks.") for name in plain)
+    assert plain.keys() == again.keys()
+    assert all(torch.equal(plain[name], again[name]) for name in plain)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import cast
 
 import torch
@@ -26,12 +28,25 @@ def called(module: nn.Module, *inputs: Tensor, each: int) -> Tensor:
     again_pays = each > KEPT_BYTES and torch.is_grad_enabled()
     if not (again_pays and current_pass() is not None and processes.current().alone):
         return cast(Tensor, module(*inputs))
-    weights: dict[str, Tensor] = dict(
-        module.named_parameters()
-    )  # of this call: it may be one with other weights than the module's own
+    # As they are in this call, which may have other weights than the module's own, learn none, or have its dropout off.
+    weights = {name: part if part.requires_grad else part.detach() for name, part in module.named_parameters()}
+    modes = {part: part.training for part in module.modules()}
 
-    def compute(*inputs: Tensor) -> Tensor:
-        return cast(Tensor, functional_call(module, weights, inputs))
+    def compute(*given: Tensor) -> Tensor:
+        with _in_modes(modes):
+            return cast(Tensor, functional_call(module, weights, given))
 
     found = checkpoint(compute, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=again)
     return cast(Tensor, found)
+
+
+@contextmanager
+def _in_modes(modes: Mapping[nn.Module, bool]) -> Iterator[None]:
+    before = {part: part.training for part in modes}
+    try:
+        for part, mode in modes.items():
+            part.training = mode
+        yield
+    finally:
+        for part, mode in before.items():
+            part.training = mode
