@@ -36,7 +36,7 @@ def where(result: Mapping[str, Any]) -> str:
     told = [
         machine["date"][:10],
         *([machine["gpu"]] if "gpu" in machine else []),
-        f"{machine['processor']}, {machine['cores']} cores",
+        f"{machine['processor']}, {machine['cores']} core{'s' * (machine['cores'] > 1)}",
         "threads as each side takes them" if threads is None else f"{threads} thread{'s' * (threads > 1)}",
         f"Python {machine['python']}",
         f"torch {packages['torch']}",
