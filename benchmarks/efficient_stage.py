@@ -95,11 +95,13 @@ def compared(reports: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
 def main() -> None:
     """Measure, print and save."""
     parser = parser_of(__doc__)
-    parser.add_argument("trunks", nargs="*", choices=TRUNKS, default=list(TRUNKS))
+    parser.add_argument("trunks", nargs="*", help=f"default: {' '.join(TRUNKS)}")
     parser.add_argument("--steps", type=int, default=24, help="batches of 32 rows in a pass")
     options = parser.parse_args()
+    if unknown := set(options.trunks) - set(TRUNKS):
+        parser.error(f"no such trunk: {', '.join(sorted(unknown))}; expected {', '.join(TRUNKS)}")
     found = {}
-    for trunk in options.trunks:
+    for trunk in options.trunks or TRUNKS:
         with tempfile.TemporaryDirectory() as folder:
             spec = write_workload("sst", options.data_dir, options.steps, Path(folder))
             reports = alternated(

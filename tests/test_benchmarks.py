@@ -19,6 +19,7 @@ sys.path += [str(ROOT / "benchmarks"), str(ROOT / "benchmarks" / "workers")]
 import checkpoint_run  # noqa: E402
 
 import checkpoint_blocks  # noqa: E402
+import efficient_stage  # noqa: E402
 import frozen  # noqa: E402
 import growth  # noqa: E402
 import harness  # noqa: E402
@@ -369,3 +370,21 @@ def test_the_aim_for_checkpoints_takes_the_end_of_the_interval(results, high: fl
     results(checkpoint_blocks={**SETTINGS, "of_default": {"value": 0.014, "low": 0.01, "high": high}})
     (found,) = targets.all_targets()
     assert (found.measured[:5], found.reached) == ("1.4 %", reached)
+
+
+def test_the_efficient_stage_is_measured_with_every_trunk_unless_some_are_named(results, monkeypatch, capsys):
+    report = {"seconds_per_step": [0.1, 0.1], "peak_anonymous_mb": 100.0}
+    monkeypatch.setattr(efficient_stage, "write_workload", lambda *_: {"passes": 2})
+    monkeypatch.setattr(
+        efficient_stage, "alternated", lambda *_, **__: {side: [report] * 2 for side in efficient_stage.LEARNS}
+    )
+    for given, wanted in ([], ["mean", "conv_bilstm"]), (["mean"], ["mean"]):
+        monkeypatch.setattr(sys, "argv", ["efficient_stage.py", *given])
+        efficient_stage.main()
+        found = harness.read("efficient_stage")
+        assert found is not None
+        assert list(found["trunks"]) == wanted
+    monkeypatch.setattr(sys, "argv", ["efficient_stage.py", "other"])
+    with pytest.raises(SystemExit):
+        efficient_stage.main()
+    assert "no such trunk: other; expected mean, conv_bilstm" in capsys.readouterr().err
