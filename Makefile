@@ -141,15 +141,15 @@ bench-smoothness-page: setup
 	$(BENCH)/smoothness_page.py
 
 # Wang's whole pipeline, for docs/results.md. Takes hours: stopped, it goes on where it was (runs/wang).
-.PHONY: bench-wang bench-wang-page bench-packaged
+.PHONY: bench-wang bench-results-page bench-packaged
 bench-wang: setup
 	$(BENCH)/wang_pipeline.py
 
 bench-packaged: setup
 	$(BENCH)/packaged_learn.py
 
-bench-wang-page: setup
-	$(BENCH)/wang_page.py
+bench-results-page: setup
+	$(BENCH)/results_page.py
 
 # Two moons with and without smoothness: accuracies, and docs/images/boundary.svg.
 .PHONY: bench-boundary

@@ -2,7 +2,7 @@
 
 Run: python benchmarks/packaged_learn.py --data-dir FOLDER [NAME ...], by default those with smoothness. Quora is cut to 5,000
 training rows and every dev set to a fiftieth, for only losses matter. Each experiment is a process of its own. Writes
-results/packaged_learn/NAME.json, which `wang_page.py` shows. Exits 1 when a task's loss did not fall.
+results/packaged_learn/NAME.json, which `results_page.py` shows. Exits 1 when a task's loss did not fall.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Run: python benchmarks/wang_pipeline.py --data-dir DIR [--seeds 1] [--jobs 1] [-
 rows; a stage of several tasks has at most 5 epochs, one of a single task at most 8; all else is as packaged, stopping included.
 The runs lie in `--runs` and hold checkpoints: stopped at any moment, the command goes on where it was; `--jobs N` trains N at
 once (give `--threads 1` with it). Then the model after every stage is scored on the whole dev sets, and the two ends are compared
-on the same rows. Writes results/wang_pipeline.json, which `wang_page.py` shows.
+on the same rows. Writes results/wang_pipeline.json, which `results_page.py` shows.
 """
 
 from __future__ import annotations
@@ -12,15 +12,18 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from environments import HERE
 from harness import progress, save, settings_of
 from options import parser_of
 from rows import what_data
+
+if TYPE_CHECKING:
+    from smoothtune.workflow.evaluate import Evaluation
 
 NAMES = ("wang/full", "wang/efficient")
 QUORA_ROWS = 20_000
@@ -59,32 +62,43 @@ def trained(name: str, seed: int, runs: Path, data_dir: Path, changes: list[str]
     return folder
 
 
-def told(run: Path) -> dict[str, Any]:
+def scored(run: Path) -> dict[str, Evaluation]:
+    """The model after every stage of a finished run on the whole dev sets, in order."""
+    from smoothtune.workflow.evaluate import evaluate_run
+
+    found = {}
+    for record in _records(run):
+        found[record["name"]] = evaluate_run(run, stage=record["name"])
+        progress(f"wang pipeline: {run.name}: scored after {record['name']}")
+    return found
+
+
+def _records(run: Path) -> list[dict[str, Any]]:
+    return list(json.loads((run / "run.json").read_text())["stages"])
+
+
+def told(run: Path, evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
     """The stages of a finished run, each with main metrics of the model after it, of the tasks that had been trained by then.
 
     The score is there where that is all of them.
     """
-    from smoothtune.workflow.evaluate import evaluate_run
     from smoothtune.workflow.run import read_experiment
 
-    state = json.loads((run / "run.json").read_text())
     main = {name: task.metric for name, task in read_experiment(run).tasks.items()}
     stages, known = [], set()
-    for record in state["stages"]:
+    for record in _records(run):
         known |= set(record["tasks"])
-        scores = evaluate_run(run, stage=record["name"]).to_json()
-        whole = set(scores["tasks"]) <= known
+        scores = evaluations[record["name"]].to_json()
         stages.append(
             {
                 **{key: record[key] for key in ("name", "tasks", "trained", "parameters", "precision", "reason")},
                 "train_seconds": record["train_seconds"],
                 **epochs_of(run, record["name"]),
                 "scores": {task: found[main[task]] for task, found in scores["tasks"].items() if task in known},
-                "score": scores["score"] if whole else None,
+                "score": scores["score"] if set(scores["tasks"]) <= known else None,
             }
         )
-        progress(f"wang pipeline: {run.name}: after {record['name']}: {stages[-1]['score']}")
-    return {"stages": stages, "metrics": main, "threads": state["threads"]}
+    return {"stages": stages, "metrics": main}
 
 
 def epochs_of(run: Path, stage: str) -> dict[str, int]:
@@ -97,17 +111,15 @@ def epochs_of(run: Path, stage: str) -> dict[str, int]:
     }
 
 
-def differences(full: Path, efficient: Path) -> dict[str, Any]:
+def differences(full: Mapping[str, Evaluation], efficient: Mapping[str, Evaluation]) -> dict[str, Any]:
     """Paired differences of main metrics: what the joint stage gave, what the efficient stages gave after it, and both.
 
     `joint` is the end of `full` less that of `efficient`; `efficient` the end of `full` less its model after the joint stage;
     `instead` that model less the end of `efficient`.
     """
     from smoothtune.evaluation.comparison import paired_difference
-    from smoothtune.workflow.evaluate import evaluate_run
 
-    first = json.loads((full / "run.json").read_text())["stages"][0]["name"]
-    end, alone, joint = evaluate_run(full), evaluate_run(efficient), evaluate_run(full, stage=first)
+    (joint, *_, end), (*_, alone) = full.values(), efficient.values()
     pairs = {"joint": (end, alone), "efficient": (end, joint), "instead": (joint, alone)}
     found = {}
     for name, (one, other) in pairs.items():
@@ -139,12 +151,12 @@ def main() -> None:
     folders = {key: run.result() for key, run in begun.items()}
     seeds: dict[str, Any] = {}
     for seed in range(1, options.seeds + 1):
-        both = {name: folders[name, seed] for name in NAMES}
+        both = {name: scored(folders[name, seed]) for name in NAMES}
         seeds[str(seed)] = {
-            "runs": {name: told(folder) for name, folder in both.items()},
+            "runs": {name: told(folders[name, seed], evaluations) for name, evaluations in both.items()},
             "differences": differences(*both.values()),
         }
-    threads = next(iter(next(iter(seeds.values()))["runs"].values()))["threads"]
+    threads = json.loads((folders[NAMES[0], 1] / "run.json").read_text())["threads"]
     settings = settings_of(data=what_data(options.data_dir), threads=threads, jobs=options.jobs, changes=changes)
     save("wang_pipeline", {**settings, "seeds": seeds})
 

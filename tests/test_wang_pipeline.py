@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "benchmarks"))
 
 import harness  # noqa: E402
-import wang_page as page  # noqa: E402
+import results_page as page  # noqa: E402
 import wang_pipeline as pipeline  # noqa: E402
 from smoothtune.config.loading import load  # noqa: E402
 from tests.test_packaged_smoothness import write_rows  # noqa: E402
@@ -70,4 +70,4 @@ def test_both_experiments_are_trained_scored_and_shown(tiny_encoder, tmp_path, m
 
 
 def test_the_page_in_the_tree_shows_the_results_in_the_tree():
-    assert page.OUT.read_text(encoding="utf-8") == page.page(), "run make bench-wang-page"
+    assert page.OUT.read_text(encoding="utf-8") == page.page(), "run make bench-results-page"

@@ -1,6 +1,7 @@
 """Writes docs/results.md from results/wang_pipeline.json and results/packaged_learn. Measures nothing; says what is missing.
 
-Run: python benchmarks/wang_page.py. `notes/wang_pipeline.md`, where there is one, stands between the introduction and the tables.
+Run: python benchmarks/results_page.py. `notes/wang_pipeline.md`, where there is one, stands between the introduction and the
+tables.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ LoRA, adapters, trunk and output beside the frozen encoder, the PWIM trunk train
 is the same without the joint stage, on the bundled encoder as it was pre-trained. That encoder is all-MiniLM-L6-v2, where the
 paper has BERT-base, and it saw Quora duplicates in its own pre-training: Quora figures say how well it remembers, too.
 
-`make bench-wang` trains and scores (hours; stopped, it goes on where it was), `make bench-wang-page` writes this page."""
+`make bench-wang` trains and scores (hours; stopped, it goes on where it was), `make bench-results-page` writes this page."""
 LEARNING = """## Do the packaged rows with smoothness learn?
 
 `make bench-packaged`: 200 steps of every stage on the real data, Quora cut to 5,000 training rows. The mean unweighted loss of a
