@@ -129,3 +129,54 @@ def test_runs_that_do_not_fit_are_refused() -> None:
     ):
         with pytest.raises(AssertionError, match=message):
             bottleneck.add(x, into, [run])
+
+
+@given(tokens=st.integers(1, 70), width=BLOCKS, size=BLOCKS)
+def test_training_and_its_gradients_are_those_of_float64(tokens: int, width: int, size: int) -> None:
+    down, up, bias = 0.3 * numbers(size, width, seed=1), 0.3 * numbers(width, size, seed=2), numbers(size, seed=3)
+    part = Bottleneck(gemm.pack(down), gemm.pack(up), bias, gelu=True)
+    x, pull = (numbers(tokens, width, seed=seed).bfloat16() for seed in (7, 8))
+    wide = x.double().requires_grad_()
+    narrow = wide @ down.bfloat16().double().T + bias.double()
+    narrow.retain_grad()
+    expected = wide + F.gelu(narrow) @ up.bfloat16().double().T
+    expected.backward(pull.double())
+    assert wide.grad is not None
+    assert narrow.grad is not None
+
+    out, between = bottleneck.through(x, part)
+    found = bottleneck.back(pull, between.slope, part, x=True)
+    assert near(out, expected.detach())
+    assert near(between.state, F.gelu(narrow.detach()))
+    assert near(found.state, narrow.grad)
+    assert (found.total.double() - narrow.grad.sum(dim=0)).norm() <= 1e-2 * narrow.grad.norm() * tokens**0.5 + 1e-2
+    assert found.x is not None
+    assert near(found.x, wide.grad)
+    alone = bottleneck.back(pull, between.slope, part, x=False)
+    assert alone.x is None
+    assert torch.equal(alone.state, found.state)
+    assert torch.equal(alone.total, found.total)
+
+
+def test_threads_change_no_bit_of_training(threads: None) -> None:
+    part, _ = made(64, 32, 64, gelu=True, biased=False)
+    x, pull = numbers(101, 64, seed=7).bfloat16(), numbers(101, 64, seed=8).bfloat16()
+    found = []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        out, between = bottleneck.through(x, part)
+        found.append([out, *between, *bottleneck.back(pull, between.slope, part, x=True)])
+    for other in found[1:]:
+        for one, two in zip(found[0], other, strict=True):
+            assert one is not None
+            assert two is not None
+            assert torch.equal(one, two)
+
+
+def test_far_from_zero_the_slope_is_that_of_a_line() -> None:
+    part = Bottleneck(gemm.pack(torch.eye(32)), gemm.pack(torch.eye(32)), torch.zeros(32), gelu=True)
+    x = torch.tensor([-1e4, -200.0, -15.0, -13.0, 13.0, 15.0, 200.0, 1e4]).repeat(4)[None].bfloat16()
+    out, between = bottleneck.through(x, part)
+    line = x.clamp(min=0)
+    for found, expected in ((between.slope, (x > 0).bfloat16()), (between.state, line), (out, x + line)):
+        assert torch.allclose(found, expected, rtol=0, atol=1e-30)

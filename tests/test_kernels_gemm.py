@@ -187,3 +187,34 @@ def test_the_gelu_is_near_everywhere_and_keeps_what_is_not_a_number() -> None:
     wanted = torch.nn.functional.gelu(values.double())
     assert found[-1].isnan().all()  # a sum that holds one is none
     assert ((found[:-1].double() - wanted[:-1]).abs() <= 2.0**-8 * wanted[:-1].abs() + 5e-5).all()
+
+
+@given(TOKENS, BLOCKS, st.integers(1, 20).map(lambda blocks: 32 * blocks), st.integers(1, 3).map(lambda n: 32 * n))
+def test_a_second_product_is_added_before_rounding(tokens: int, out: int, inside: int, between: int) -> None:
+    weight, x, g = operands(tokens, out, inside)
+    up, down = numbers(out, between, seed=5), numbers(between, inside, seed=6)
+    h = numbers(tokens, between, seed=7).bfloat16()
+    packed = gemm.pack(weight)
+    forward = gemm.multiply_both(x, packed, h, gemm.pack(up))
+    backward = gemm.multiply_both(g, packed, h, gemm.pack(down), backward=True)
+    rounded = weight.bfloat16().double()
+    for got, wanted in (
+        (forward, x.double() @ rounded.T + h.double() @ up.bfloat16().double().T),
+        (backward, g.double() @ rounded + h.double() @ down.bfloat16().double()),
+    ):
+        assert got.dtype == torch.bfloat16
+        assert ((got.double() - wanted).abs() <= 4e-3 * wanted.abs() + 1e-4).all()  # one rounding
+
+
+@pytest.mark.parametrize("tokens", [1, 33, 300])
+def test_a_second_product_depends_neither_on_threads_nor_on_other_rows(threads: None, tokens: int) -> None:
+    weight, x, _ = operands(tokens, 96, 576)
+    packed, up, h = gemm.pack(weight), gemm.pack(numbers(96, 32, seed=5)), numbers(tokens, 32, seed=7).bfloat16()
+    found = []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        found.append(gemm.multiply_both(x, packed, h, up))
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+    alone = gemm.multiply_both(x[-1:].clone(), packed, h[-1:].clone(), up)
+    assert torch.equal(alone, found[0][-1:])

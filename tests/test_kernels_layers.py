@@ -81,12 +81,14 @@ def test_residual_norm_and_its_gradients(rows: int, width: int, rate: float, dty
     expected = F.layer_norm(z, (width,), wide[3], wide[4], 1e-12)
     assert close(found.out, expected, dtype)
     expected.backward(grad.double())
-    dx, dy, dweight, dshift, dbias = kernels.residual_norm_gradient(
-        grad, (found.z, found.mean, found.rstd), weight, Drop(rate, STREAM, places)
-    )
-    for got, leaf in zip((dy, dbias, dx, dweight, dshift), wide, strict=True):
-        assert leaf.grad is not None
-        assert close(got, leaf.grad, dtype)
+    for norm, wants_bias in ((True, True), (True, False), (False, True), (False, False)):
+        dx, dy, dweight, dshift, dbias = kernels.residual_norm_gradient(
+            grad, (found.z, found.mean, found.rstd), weight, Drop(rate, STREAM, places), norm=norm, bias=wants_bias
+        )
+        assert [part is not None for part in (dweight, dshift, dbias)] == [norm, norm, wants_bias]
+        for got, leaf in zip((dy, dbias, dx, dweight, dshift), wide, strict=True):
+            assert leaf.grad is not None
+            assert got is None or close(got, leaf.grad, dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -128,11 +130,15 @@ def test_activations_and_their_gradients(kind: str, dtype: torch.dtype) -> None:
     assert torch.equal(out, kernels.activation(u, bias, kind, with_slope=False)[0])
     grad = values(133, 96, seed=3, dtype=dtype)
     expected.backward(grad.double())
-    du, dbias = kernels.activation_gradient(grad, slope)
+    du, dbias = kernels.activation_gradient(grad, slope, bias=True)
     assert wide.grad is not None
     assert wide_bias.grad is not None
+    assert dbias is not None
     assert close(du, wide.grad, dtype)
     assert close(dbias, wide_bias.grad, dtype)
+    alone, none = kernels.activation_gradient(grad, slope, bias=False)
+    assert torch.equal(alone, du)
+    assert none is None
 
 
 def test_gelu_is_accurate_everywhere_and_keeps_what_is_not_a_number() -> None:
@@ -153,10 +159,14 @@ def test_threads_never_change_a_bit(threads: None) -> None:
     for count in (1, 2):
         torch.set_num_threads(count)
         normed = kernels.residual_norm(y, bias, x, weight, shift, 1e-12, drop)
-        parts = kernels.residual_norm_gradient(grad, (normed.z, normed.mean, normed.rstd), weight, drop)
+        parts = kernels.residual_norm_gradient(
+            grad, (normed.z, normed.mean, normed.rstd), weight, drop, norm=True, bias=True
+        )
         _, slope = kernels.activation(y, bias, "gelu", with_slope=True)
         assert slope is not None
-        found.append([*normed, *parts, *kernels.activation_gradient(grad, slope)])
+        every = [*normed, *parts, *kernels.activation_gradient(grad, slope, bias=True)]
+        found.append([part for part in every if part is not None])
+    assert len(found[0]) == len(found[1]) == 11
     assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))
 
 

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from smoothtune.config.adaptations import Target
-from smoothtune.nn import bottlenecks
+from smoothtune.nn import bottlenecks, narrow
 from smoothtune.nn.adapters import Adapters, Site
 from smoothtune.nn.lora import Lora, LowRank, added
+from smoothtune.nn.narrow import Change
 from smoothtune.nn.packing import Packing
+from smoothtune.nn.products import product
 from smoothtune.runtime.kernels import bottleneck
 from smoothtune.runtime.kernels.bottleneck import Run
 
@@ -64,6 +66,23 @@ class InLayer:
 
     layer: int = 0
     spans: tuple[Span, ...] = ()
+
+    def product(self, targets: Target | Sequence[Target], x: Tensor, weight: Tensor) -> Tensor:
+        """The product of packed tokens `x` (N, K) with `weight` (M, K), the LoRA of `targets` added, which share M evenly."""
+        named: tuple[Target, ...] = (targets,) if isinstance(targets, str) else tuple(targets)
+        if not self._in_one(x, weight) or not self.touches(*named):
+            return self.low_rank(named, x, product(x, weight))
+        share = len(weight) // len(named)
+        return narrow.changed_product(
+            x, weight, [Change(part.a, part.b, part.scale, number * share) for _, number, part in self._parts(named)]
+        )
+
+    def _in_one(self, x: Tensor, weight: Tensor) -> bool:
+        """Whether one task's LoRA is part of the product with `weight`, gradients and all."""
+        if len(self.spans) != 1 or not self.spans[0].in_kernels:
+            return False
+        lora = self.spans[0].adaptation.lora
+        return lora is not None and not bottlenecks.drops(lora) and narrow.serves(x, *weight.shape)
 
     def low_rank(self, targets: Target | Sequence[Target], x: Tensor, into: Tensor) -> Tensor:
         """The product `into` (N, ..., M) of `x` (N, ..., K) with the LoRA of `targets`, which share M evenly, added.

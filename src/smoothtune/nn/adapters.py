@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from smoothtune.config.adaptations import AdapterOptions
-from smoothtune.nn import fused
+from smoothtune.nn import fused, narrow
 from smoothtune.nn.lora import Stream
 from smoothtune.nn.products import product
 
@@ -43,6 +43,9 @@ class Bottleneck(nn.Module):
 
     def unbiased(self, y: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """The same of y + `bias`: (N, D) to (N, D) and the bias (D,) that is left to add; neither was added to `y`."""
+        if narrow.serves(y, len(bias)):
+            changed = narrow.adapted(y, bias, self.down.weight, self.down.bias, self.up.weight)
+            return changed, self.up.bias + bias
         reading = (self.down.weight * bias).sum(dim=1)  # W_down bias, float32 whatever the products are in
         hidden = fused.activation(product(y, self.down.weight), self.down.bias + reading, "gelu")
         return product(hidden, self.up.weight).add_(y), self.up.bias + bias

@@ -13,7 +13,6 @@ from smoothtune.nn import fused
 from smoothtune.nn.adaptation import UNCHANGED, InLayer
 from smoothtune.nn.dropout import Dropout
 from smoothtune.nn.packing import Packing
-from smoothtune.nn.products import product
 
 # The thirds of the fused projection.
 QKV: tuple[Target, ...] = ("query", "key", "value")
@@ -45,9 +44,9 @@ class SelfAttention(nn.Module):
 
     def packed(self, x: Tensor, packing: Packing, change: InLayer = UNCHANGED) -> Tensor:
         """The same for packed tokens, (N, D) to (N, D), without the bias of the last projection: what follows adds it."""
-        qkv = change.low_rank(QKV, x, product(x, self.qkv.weight))
+        qkv = change.product(QKV, x, self.qkv.weight)
         mixed = fused.attention(qkv, self.qkv.bias, packing, self.heads, self.dropout.drop(packing.places))
-        return change.low_rank("output", mixed, product(mixed, self.output.weight))
+        return change.product("output", mixed, self.output.weight)
 
     def ragged(self, x: Tensor, packing: Packing, change: InLayer = UNCHANGED) -> Tensor:
         """The same for packed tokens by torch's attention over rows of any length, without dropout, (N, D) to (N, D).

@@ -17,7 +17,7 @@ from smoothtune.nn.adaptation import UNCHANGED, InLayer
 from smoothtune.nn.attention import SelfAttention
 from smoothtune.nn.dropout import Dropout
 from smoothtune.nn.packing import Packing
-from smoothtune.nn.products import in_prediction, product
+from smoothtune.nn.products import in_prediction
 from smoothtune.types import Tokens
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -111,7 +111,7 @@ class BertLayer(nn.Module):
         y, bias = change.adapted_product("attention", y, self.attention.output.bias)
         x = fused.residual_norm(y, bias, x, self.attention_norm, self.attention_drop.drop(packing.places))
         a = self._activated(x, change)
-        y = change.low_rank("down", a, product(a, self.down.weight))
+        y = change.product("down", a, self.down.weight)
         y, bias = change.adapted_product("output", y, self.down.bias)
         return fused.residual_norm(y, bias, x, self.output_norm, self.output_drop.drop(packing.places))
 
@@ -123,7 +123,7 @@ class BertLayer(nn.Module):
         tiles = in_prediction(x, self.up.weight) if self.kernel_activation == "gelu" else None
         if tiles is not None and not change.touches("up"):
             return tiles.gelu(x, self.up.bias)
-        u = change.low_rank("up", x, product(x, self.up.weight))
+        u = change.product("up", x, self.up.weight)
         a = fused.activation(u, self.up.bias, self.kernel_activation)
         if tiles is None:
             return a

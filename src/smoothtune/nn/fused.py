@@ -39,8 +39,10 @@ class _ResidualNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Grads:
         z, mean, rstd, weight = ctx.saved_tensors
-        found = kernels.residual_norm_gradient(gradient.contiguous(), (z, mean, rstd), weight, ctx.drop)
-        dx, dy, dweight, dshift, dbias = found
+        _, bias, _, *norm = ctx.needs_input_grad[:5]
+        dx, dy, dweight, dshift, dbias = kernels.residual_norm_gradient(
+            gradient.contiguous(), (z, mean, rstd), weight, ctx.drop, norm=any(norm), bias=bias
+        )
         return dy, dbias, dx, dweight, dshift, None, None
 
 
@@ -63,7 +65,8 @@ class _Activation(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Grads:
-        du, dbias = kernels.activation_gradient(gradient.contiguous(), *ctx.saved_tensors)
+        bias = ctx.needs_input_grad[1]
+        du, dbias = kernels.activation_gradient(gradient.contiguous(), *ctx.saved_tensors, bias=bias)
         return du, dbias, None
 
 

@@ -71,6 +71,10 @@ class TiledWeight:
         """See `Prepared.weight_gradient`."""
         return gemm.weight_gradient(gradient, x)
 
+    def both(self, x: Tensor, h: Tensor, narrow: gemm.PackedWeight, *, backward: bool = False) -> Tensor:
+        """The product `forward` or `backward` makes of `x`, and that of `h` with another weight added before rounding."""
+        return gemm.multiply_both(x, self._packed, h, narrow, backward=backward)
+
     def gelu(self, x: Tensor, bias: Tensor) -> Tensor:
         """The GELU of X W^T + b, taken of the float32 sums: `x` (N, K) and `bias` (M,) float32 to (N, M)."""
         return gemm.multiply_gelu(x, self._packed, bias)

@@ -47,7 +47,8 @@ static inline void store16(bf16* to, __m512 value) {
 static inline void gelu16(__m512 x, __m512& value, __m512& slope) {
   const __m512 one = _mm512_set1_ps(1.0f);
   const __m512 half = _mm512_mul_ps(_mm512_mul_ps(x, x), _mm512_set1_ps(-0.5f));
-  const __m512 floor = _mm512_max_ps(_mm512_set1_ps(-100.0f), half);  // the second operand wins where x is not a number
+  // The second operand wins where x is not a number; e^-80 and what it is multiplied by are still normal numbers.
+  const __m512 floor = _mm512_max_ps(_mm512_set1_ps(-80.0f), half);
   const __m512 k = _mm512_roundscale_ps(_mm512_mul_ps(floor, _mm512_set1_ps(1.44269504088896341f)), 8);
   __m512 r = _mm512_fnmadd_ps(k, _mm512_set1_ps(0.693359375f), floor);
   r = _mm512_fmadd_ps(k, _mm512_set1_ps(2.12194440e-4f), r);

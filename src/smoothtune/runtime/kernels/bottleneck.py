@@ -1,7 +1,8 @@
-"""The kernel of `bottleneck.cpp` on torch tensors: what low-rank changes and adapters add, for all runs of a batch in one call.
+"""The kernel of `bottleneck.cpp` on torch tensors: what low-rank changes and adapters add, and the way of a gradient back.
 
-bfloat16 on the processor's tile unit, without gradients. Knows nothing of what a run is. Legend: `N` packed tokens, `K`
-features that are read, `R` those between, `M` those that are changed; all three are multiples of 32.
+bfloat16 on the processor's tile unit; in prediction all runs of a batch in one call. Knows nothing of what a run is, or of
+autograd. Legend: `N` packed tokens, `K` features that are read, `R` those between, `M` those that are changed; all three are
+multiples of 32.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from torch import Tensor
 
 from smoothtune.runtime.kernels import gemm
 from smoothtune.runtime.kernels.building import kernels
+
+# As in `bottleneck.cpp`: what is done to the state between.
+_NOTHING, _BRIEF_GELU, _GELU, _TIMES_SLOPE = range(4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +38,8 @@ class Bottleneck:
         assert self.up.inside == self.down.out, f"up reads {self.up.inside} of {self.down.out} features"
         biases = [0 if bias is None else bias.data_ptr() for bias in (self.down_bias, self.up_bias)]
         weights = self.down.forward.data_ptr(), biases[0], self.up.forward.data_ptr(), biases[1]
-        object.__setattr__(self, "numbers", (self.up.out, *weights, self.down.out, int(self.gelu)))
+        act = _BRIEF_GELU if self.gelu else _NOTHING
+        object.__setattr__(self, "numbers", (self.up.out, *weights, self.down.out, act))
 
 
 class Run(NamedTuple):
@@ -51,7 +56,7 @@ def _library() -> ctypes.CDLL | None:
     found = kernels("bottleneck") if gemm.available() else None
     if found is not None:
         pointer, long = ctypes.c_void_p, ctypes.c_int64
-        found.bottleneck_add.argtypes = [pointer, long, pointer, pointer, long, long]
+        found.bottleneck_add.argtypes = [pointer, long, *[pointer] * 3, long, long, *[pointer] * 3]
         found.bottleneck_add.restype = None
     return found
 
@@ -67,8 +72,6 @@ def add(x: Tensor, into: Tensor, runs: Sequence[Run]) -> None:
     `x` (N, K) and `into` (N, M) are contiguous bfloat16, and may be one tensor where runs change all its features. Runs do
     not overlap. A token's bits do not depend on the other tokens or on the number of threads.
     """
-    library = _library()
-    assert library is not None, "ask `available` first"
     (tokens, inner), columns = x.shape, into.shape[1]
     _check(x, tokens, inner)
     _check(into, tokens, columns)
@@ -79,8 +82,62 @@ def add(x: Tensor, into: Tensor, runs: Sequence[Run]) -> None:
         assert column % gemm.BLOCK == 0, f"column {column} is no multiple of {gemm.BLOCK}"
         assert 0 <= begin <= end <= tokens, f"tokens {begin} to {end}, of {tokens}"
         numbers += begin, end, column, *part.numbers
+    _call(numbers, len(runs), columns, (x, into, into))
+
+
+class Between(NamedTuple):
+    """The state (N, R) between the two products, and the slope of the GELU there, both bfloat16."""
+
+    state: Tensor
+    slope: Tensor
+
+
+def through(x: Tensor, part: Bottleneck) -> tuple[Tensor, Between]:
+    """`x` (N, D) and what `part`, which has a GELU, adds to it, in a tensor of its own; and what is between.
+
+    The GELU is the one of training, whose slope is known: its error is below 1e-6.
+    """
+    tokens, width = x.shape
+    assert part.gelu, "without a GELU there is no slope"
+    assert width == part.down.inside == part.up.out, f"{width} features do not fit {part}"
+    _check(x, tokens, width)
+    out = torch.empty_like(x)
+    between = Between(*(torch.empty(tokens, part.down.out, dtype=torch.bfloat16) for _ in range(2)))
+    _call([0, tokens, 0, *part.numbers[:-1], _GELU], 1, width, (x, x, out, *between))
+    return out, between
+
+
+class Gradients(NamedTuple):
+    """That of what the GELU is taken of, (N, R), its sum over tokens, (R,) float32, and that of x, (N, D), if it was wanted."""
+
+    state: Tensor
+    total: Tensor
+    x: Tensor | None
+
+
+def back(gradient: Tensor, slope: Tensor, part: Bottleneck, *, x: bool) -> Gradients:
+    """The gradients that follow from the `gradient` (N, D) of the result of `through`; that of `x` on demand."""
+    tokens, width = gradient.shape
+    assert width == part.down.inside == part.up.out, f"{width} features do not fit {part}"
+    _check(gradient, tokens, width)
+    _check(slope, tokens, part.down.out)
+    state, total = torch.empty_like(slope), torch.empty(part.down.out)
+    into = torch.empty_like(gradient) if x else None
+    weights = part.up.backward.data_ptr(), 0, part.down.backward.data_ptr(), 0
+    numbers = [0, tokens, 0, width, *weights, part.down.out, _TIMES_SLOPE]
+    _call(numbers, 1, width, (gradient, gradient, into, state, slope, total))
+    return Gradients(state, total, into)
+
+
+def _call(numbers: Sequence[int], runs: int, columns: int, tensors: tuple[Tensor | None, ...]) -> None:
+    """`tensors` are x, onto, into and, where they are wanted, what is between, its slope and its sum."""
+    library = _library()
+    assert library is not None, "ask `available` first"
+    x = tensors[0]
+    assert x is not None
+    at = [None if tensor is None else tensor.data_ptr() for tensor in (*tensors, None, None, None)[:6]]
     table = (ctypes.c_int64 * len(numbers))(*numbers)
-    library.bottleneck_add(table, len(runs), x.data_ptr(), into.data_ptr(), inner, columns)
+    library.bottleneck_add(table, runs, *at[:3], x.shape[1], columns, *at[3:])
 
 
 def _check(tensor: Tensor, *shape: int) -> None:

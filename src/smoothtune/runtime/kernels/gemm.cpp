@@ -1,4 +1,5 @@
-// Products of packed tokens with a weight, in bf16 with float32 sums: y = x W^T + b and dx = g W.
+// Products of packed tokens with a weight, in bf16 with float32 sums: y = x W^T + b and dx = g W, or with a second product
+// added before rounding, y = x W^T + h U^T.
 //
 // The weight is packed once and read many times: `forward` for the first, `backward` for the second. Panel p of a
 // packed weight makes columns 32 p ... 32 p + 31 of the result.
@@ -9,6 +10,7 @@
 namespace {
 
 constexpr int64_t LONGEST = 16;  // blocks of a panel at a time: 32 rows of A for them fit the L1 cache
+constexpr int64_t kAlone = 64;   // blocks that one thread packs sooner than two can be woken
 
 inline void store32(float* to, __m512 low, __m512 high) {
   _mm512_storeu_ps(to, low);
@@ -43,42 +45,55 @@ struct Unwritten {
   }
 };
 
+// What is multiplied after the first product, into the same sums: rows of `a` are as many bytes apart as it has `steps` of 64.
+struct Second {
+  const bf16 *a = nullptr, *b = nullptr;
+  int64_t steps = 0;
+};
+
+template <bool tall>
+inline void multiply_step(const bf16* a, int64_t a_bytes, const bf16* b) {
+  _tile_stream_loadd(6, b, 64);
+  _tile_stream_loadd(7, b + HALF, 64);
+  _tile_loadd(4, a, a_bytes);
+  if (tall) _tile_loadd(5, a + 8 * a_bytes, a_bytes);
+  _tile_dpbf16ps(0, 4, 6);
+  _tile_dpbf16ps(1, 4, 7);
+  if (tall) _tile_dpbf16ps(2, 5, 6);
+  if (tall) _tile_dpbf16ps(3, 5, 7);
+}
+
 // One block of sums: `tall` rows of tiles (1 or 2) times two columns of tiles. A stays in the L1 cache, B passes by.
 template <bool tall, typename T, bool gelu>
-inline void multiply_block(const bf16* a, int64_t a_bytes, const bf16* b, int64_t steps, float* sums, bool add,
-                           Unwritten<T, gelu>& last) {
+inline void multiply_block(const bf16* a, int64_t a_bytes, const bf16* b, int64_t steps, const Second& second, float* sums,
+                           bool add, Unwritten<T, gelu>& last) {
   const int64_t share = (last.rows - last.row + steps - 1) / steps;
-  const bf16* below = a + 8 * a_bytes;
   add ? load_sums(sums, SIDE) : zero_sums();
-  for (int64_t s = 0; s < steps; ++s, a += SIDE, below += SIDE, b += BLOCK) {
-    _tile_stream_loadd(6, b, 64);
-    _tile_stream_loadd(7, b + HALF, 64);
-    _tile_loadd(4, a, a_bytes);
-    if (tall) _tile_loadd(5, below, a_bytes);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_dpbf16ps(1, 4, 7);
-    if (tall) _tile_dpbf16ps(2, 5, 6);
-    if (tall) _tile_dpbf16ps(3, 5, 7);
+  for (int64_t s = 0; s < steps; ++s, a += SIDE, b += BLOCK) {
+    multiply_step<tall>(a, a_bytes, b);
     last.write(share);
   }
+  for (int64_t s = 0; s < second.steps; ++s)
+    multiply_step<tall>(second.a + s * SIDE, 2 * SIDE * second.steps, second.b + s * BLOCK);
   last.write(SIDE);
   store_sums<tall>(sums, SIDE);
 }
 
+// `h` (rows, narrow) and `narrow_weight` are the second product, none where `narrow` is 0.
 struct Product {
   const bf16 *x, *weight;
   const float* bias;
   int64_t rows, inner, columns;
+  const bf16 *h = nullptr, *narrow_weight = nullptr;
+  int64_t narrow = 0;
 };
 
-// The rows from `row` on, as they are, or followed by zeros where tiles would reach beyond the last.
-inline const bf16* whole_tiles(const Product& p, int64_t row, int64_t rows) {
-  static thread_local Buffer<bf16> buffer;
-  const bf16* a = p.x + row * p.inner;
+// `rows` rows of `inner` numbers as they are, or followed by zeros where tiles would reach beyond the last.
+inline const bf16* whole_tiles(const bf16* a, int64_t rows, int64_t inner, Buffer<bf16>& buffer) {
   if (rows % 16 == 0) return a;
-  bf16* padded = buffer.of(SIDE * p.inner);
-  std::memcpy(padded, a, size_t(2 * rows * p.inner));
-  std::memset(padded + rows * p.inner, 0, size_t(2 * (SIDE - rows) * p.inner));
+  bf16* padded = buffer.of(SIDE * inner);
+  std::memcpy(padded, a, size_t(2 * rows * inner));
+  std::memset(padded + rows * inner, 0, size_t(2 * (SIDE - rows) * inner));
   Tiles::settle(padded);
   return padded;
 }
@@ -87,6 +102,7 @@ inline const bf16* whole_tiles(const Product& p, int64_t row, int64_t rows) {
 template <bool gelu, typename T>
 void multiply_part(const Product& p, T* out, int64_t first, int64_t end, int64_t left, int64_t right) {
   static thread_local Buffer<float> buffer;
+  static thread_local Buffer<bf16> padded, padded_narrow;
   const int64_t steps = p.inner / SIDE, a_bytes = 2 * p.inner, chunks = (steps + LONGEST - 1) / LONGEST;
   const int64_t buffers = chunks == 1 ? 2 : std::max(right - left, int64_t(2));
   float* sums = buffer.of(buffers * BLOCK);
@@ -95,14 +111,17 @@ void multiply_part(const Product& p, T* out, int64_t first, int64_t end, int64_t
   last.stride = p.columns;
   for (int64_t row = first; row < end; row += SIDE) {
     const int64_t rows = std::min(SIDE, end - row);
-    const bf16* a = whole_tiles(p, row, rows);
+    const bf16* a = whole_tiles(p.x + row * p.inner, rows, p.inner, padded);
+    const bf16* h = p.narrow ? whole_tiles(p.h + row * p.narrow, rows, p.narrow, padded_narrow) : nullptr;
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
       const int64_t from = steps * chunk / chunks, count = steps * (chunk + 1) / chunks - from;
       for (int64_t panel = left; panel < right; ++panel) {
         const bf16* b = p.weight + (panel * steps + from) * BLOCK;
         float* to = sums + (panel - left) % buffers * BLOCK;
-        rows > 16 ? multiply_block<true>(a + from * SIDE, a_bytes, b, count, to, chunk > 0, last)
-                  : multiply_block<false>(a + from * SIDE, a_bytes, b, count, to, chunk > 0, last);
+        Second second;
+        if (h && chunk + 1 == chunks) second = {h, p.narrow_weight + panel * p.narrow * SIDE, p.narrow / SIDE};
+        rows > 16 ? multiply_block<true>(a + from * SIDE, a_bytes, b, count, second, to, chunk > 0, last)
+                  : multiply_block<false>(a + from * SIDE, a_bytes, b, count, second, to, chunk > 0, last);
         if (chunk + 1 < chunks) continue;
         last.sums = to;
         last.bias = p.bias ? p.bias + panel * SIDE : nullptr;
@@ -137,7 +156,7 @@ void multiply(const Product& p, T* out) {
 template <typename T>
 void pack(const T* weight, bf16* forward, bf16* backward, int64_t out, int64_t in) {
   const int64_t across = in / SIDE, down = out / SIDE;
-#pragma omp parallel for collapse(2) schedule(static)
+#pragma omp parallel for collapse(2) schedule(static) if (down * across > kAlone)
   for (int64_t i = 0; i < down; ++i)
     for (int64_t j = 0; j < across; ++j) {
       __m512i block[SIDE];
@@ -167,6 +186,11 @@ API void gemm_multiply_float(const bf16* x, const bf16* weight, const float* bia
 API void gemm_multiply_bf16(const bf16* x, const bf16* weight, const float* bias, bf16* out, int64_t rows,
                             int64_t inner, int64_t columns) {
   multiply<false>(Product{x, weight, bias, rows, inner, columns}, out);
+}
+
+API void gemm_multiply_both(const bf16* x, const bf16* weight, const bf16* h, const bf16* narrow_weight, bf16* out,
+                            int64_t rows, int64_t inner, int64_t narrow, int64_t columns) {
+  multiply<false>(Product{x, weight, nullptr, rows, inner, columns, h, narrow_weight, narrow}, out);
 }
 
 API void gemm_multiply_gelu(const bf16* x, const bf16* weight, const float* bias, bf16* out, int64_t rows, int64_t inner,

@@ -44,6 +44,8 @@ def _library() -> tuple[ctypes.CDLL, ctypes.CDLL] | None:
     for name in ("gemm_multiply_float", "gemm_multiply_bf16", "gemm_multiply_gelu"):
         function = getattr(products, name)
         function.argtypes, function.restype = [pointer] * 4 + [long] * 3, None
+    function = products.gemm_multiply_both
+    function.argtypes, function.restype = [pointer] * 5 + [long] * 4, None
     function = gradient.gemm_weight_gradient
     function.argtypes, function.restype = [pointer] * 3 + [long] * 3 + [ctypes.c_int], None
     return products, gradient
@@ -117,6 +119,28 @@ def multiply(
     call(
         x.data_ptr(), weight.data_ptr(), None if bias is None else bias.data_ptr(), out.data_ptr(), rows, inner, columns
     )
+    return out
+
+
+def multiply_both(
+    x: Tensor, packed: PackedWeight, h: Tensor, narrow: PackedWeight, *, backward: bool = False
+) -> Tensor:
+    """X W^T + h U^T (N, M), rounded once: `x` (N, K) and `h` (N, R) bfloat16, U (M, R) packed in `narrow`.
+
+    If `backward`, x W + h U (N, K): `x` (N, M), `h` (N, R), U (R, K). A row's bits do not depend on the others or on threads.
+    """
+    inner, columns = (packed.out, packed.inside) if backward else (packed.inside, packed.out)
+    between, wide = (narrow.out, narrow.inside) if backward else (narrow.inside, narrow.out)
+    assert wide == columns, f"the second product has {wide} columns, the first {columns}"
+    rows = len(x)
+    _check(x, torch.bfloat16, rows, inner)
+    _check(h, torch.bfloat16, rows, between)
+    weights = [weight.backward if backward else weight.forward for weight in (packed, narrow)]
+    out = torch.empty(rows, columns, dtype=torch.bfloat16)
+    _loaded()[0].gemm_multiply_both(
+        x.data_ptr(), weights[0].data_ptr(), h.data_ptr(), weights[1].data_ptr(), out.data_ptr(),
+        rows, inner, between, columns,
+    )  # fmt: skip
     return out
 
 

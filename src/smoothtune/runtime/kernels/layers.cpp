@@ -91,8 +91,8 @@ void residual_norm_forward(const T* y, const float* bias, const T* x, const floa
   }
 }
 
-// dz of layer norm for one row into `dz`; adds to dgamma and dbeta.
-template <typename T>
+// dz of layer norm for one row into `dz`; adds to dgamma and dbeta if they are `wanted`.
+template <bool wanted, typename T>
 inline void norm_backward_row(const T* dout, const T* z, const float* gamma, Row row, int64_t width, float* dz,
                               float* dgamma, float* dbeta) {
   float along = 0.0f, sum = 0.0f;
@@ -100,8 +100,10 @@ inline void norm_backward_row(const T* dout, const T* z, const float* gamma, Row
   for (int64_t c = 0; c < width; ++c) {
     const float g = widen(dout[c]);
     const float unit = (widen(z[c]) - row.mean) * row.rstd;
-    dgamma[c] += g * unit;
-    dbeta[c] += g;
+    if (wanted) {
+      dgamma[c] += g * unit;
+      dbeta[c] += g;
+    }
     const float weighted = g * gamma[c];
     dz[c] = weighted;
     sum += weighted;
@@ -115,16 +117,18 @@ inline void norm_backward_row(const T* dout, const T* z, const float* gamma, Row
   }
 }
 
+// dgamma and dbeta may both be missing, and dbias: nothing is added up for them.
 template <typename T>
 void residual_norm_backward(const T* dout, const T* z, const float* gamma, const float* mean, const float* rstd,
                             const int64_t* places, float rate, uint64_t stream, int64_t rows, int64_t width, T* dx, T* dy,
                             float* dgamma, float* dbeta, float* dbias) {
   const Draws draws(stream, rate);
   const int64_t chunks = chunks_of(rows);
-  std::vector<float> partial(size_t(3 * chunks * width), 0.0f);
+  const int64_t norms = dgamma == nullptr ? 0 : 2, wanted = norms + (dbias == nullptr ? 0 : 1);
+  std::vector<float> partial(size_t(wanted * chunks * width), 0.0f);
   float* const gammas = partial.data();
   float* const betas = gammas + chunks * width;
-  float* const biases = betas + chunks * width;
+  float* const biases = gammas + norms * chunks * width;
 #pragma omp parallel if (rows * width > kAlone)
   {
     std::vector<float> buffer(width);
@@ -133,8 +137,12 @@ void residual_norm_backward(const T* dout, const T* z, const float* gamma, const
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
       float* pb = biases + chunk * width;
       for (int64_t r = chunk * kChunk; r < std::min(rows, (chunk + 1) * kChunk); ++r) {
-        norm_backward_row(dout + r * width, z + r * width, gamma, {mean[r], rstd[r]}, width, dz, gammas + chunk * width,
-                          betas + chunk * width);
+        const Row row{mean[r], rstd[r]};
+        if (norms > 0)
+          norm_backward_row<true>(dout + r * width, z + r * width, gamma, row, width, dz, gammas + chunk * width,
+                                  betas + chunk * width);
+        else
+          norm_backward_row<false>(dout + r * width, z + r * width, gamma, row, width, dz, gammas, betas);
         T* dxr = dx + r * width;
 #pragma omp simd
         for (int64_t c = 0; c < width; ++c) dxr[c] = narrow<T>(dz[c]);
@@ -144,14 +152,15 @@ void residual_norm_backward(const T* dout, const T* z, const float* gamma, const
 #pragma omp simd
           for (int64_t c = 0; c < width; ++c) dyr[c] = narrow<T>(dz[c]);
         }
+        if (dbias == nullptr) continue;
 #pragma omp simd
         for (int64_t c = 0; c < width; ++c) pb[c] += dz[c];
       }
     }
   }
-  add_partials(gammas, chunks, width, dgamma);
-  add_partials(betas, chunks, width, dbeta);
-  add_partials(biases, chunks, width, dbias);
+  if (norms > 0) add_partials(gammas, chunks, width, dgamma);
+  if (norms > 0) add_partials(betas, chunks, width, dbeta);
+  if (dbias != nullptr) add_partials(biases, chunks, width, dbias);
 }
 
 template <typename T>
@@ -274,10 +283,11 @@ void activation_forward(const T* u, const float* bias, int64_t rows, int64_t wid
   }
 }
 
+// dbias may be missing.
 template <typename T>
 void activation_backward(const T* dout, const T* slope, int64_t rows, int64_t width, T* du, float* dbias) {
   const int64_t chunks = chunks_of(rows);
-  std::vector<float> partial(size_t(chunks * width), 0.0f);
+  std::vector<float> partial(dbias == nullptr ? 0 : size_t(chunks * width), 0.0f);
 #pragma omp parallel for schedule(static) if (rows * width > kAlone)
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
     float* pb = partial.data() + chunk * width;
@@ -285,6 +295,11 @@ void activation_backward(const T* dout, const T* slope, int64_t rows, int64_t wi
       const T* d = dout + r * width;
       const T* s = slope + r * width;
       T* o = du + r * width;
+      if (dbias == nullptr) {
+#pragma omp simd
+        for (int64_t c = 0; c < width; ++c) o[c] = narrow<T>(widen(d[c]) * widen(s[c]));
+        continue;
+      }
 #pragma omp simd
       for (int64_t c = 0; c < width; ++c) {
         const float value = widen(d[c]) * widen(s[c]);
@@ -293,7 +308,7 @@ void activation_backward(const T* dout, const T* slope, int64_t rows, int64_t wi
       }
     }
   }
-  add_partials(partial.data(), chunks, width, dbias);
+  if (dbias != nullptr) add_partials(partial.data(), chunks, width, dbias);
 }
 
 template <typename T>

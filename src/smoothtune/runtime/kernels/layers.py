@@ -108,9 +108,9 @@ def residual_normed(
 
 
 def residual_norm_gradient(
-    grad: Tensor, normed: tuple[Tensor, Tensor, Tensor], weight: Tensor, drop: Drop
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x and y (N, D) T (one tensor at rate 0) and of weight, shift and bias (D,).
+    grad: Tensor, normed: tuple[Tensor, Tensor, Tensor], weight: Tensor, drop: Drop, *, norm: bool, bias: bool
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of x and y (N, D) T (one tensor at rate 0) and, where they are wanted, of weight and shift, and of the bias (D,).
 
     `grad` is that of the output; `normed` holds z, mean and 1 / deviation.
     """
@@ -118,12 +118,11 @@ def residual_norm_gradient(
     rows, width = grad.shape
     dx = torch.empty_like(grad)
     dy = torch.empty_like(grad) if drop.rate > 0 else dx
-    vectors = torch.empty(3, width)
-    dweight, dshift, dbias = vectors.unbind(0)
+    dweight, dshift, dbias = (torch.empty(width) if wanted else None for wanted in (norm, norm, bias))
     _loaded().residual_norm_backward_(
         _narrow(grad), grad.data_ptr(), z.data_ptr(), weight.data_ptr(), mean.data_ptr(), rstd.data_ptr(),
         drop.places.data_ptr(), drop.rate, drop.stream, rows, width,
-        dx.data_ptr(), dy.data_ptr(), dweight.data_ptr(), dshift.data_ptr(), dbias.data_ptr(),
+        dx.data_ptr(), dy.data_ptr(), _address(dweight), _address(dshift), _address(dbias),
     )  # fmt: skip
     return dx, dy, dweight, dshift, dbias
 
@@ -141,7 +140,7 @@ def embed(
     z, out, mean, rstd = _norm_space(rows, width, dtype)
     _loaded().embed_forward_(
         int(dtype == torch.bfloat16), ids.data_ptr(), within.data_ptr(),
-        None if segments is None else segments.data_ptr(),
+        _address(segments),
         word.data_ptr(), position.data_ptr(), segment.data_ptr(), weight.data_ptr(), shift.data_ptr(), eps,
         drop.places.data_ptr(), drop.rate, drop.stream, rows, width,
         z.data_ptr(), out.data_ptr(), mean.data_ptr(), rstd.data_ptr(),
@@ -170,16 +169,16 @@ def activation(u: Tensor, bias: Tensor, kind: str, *, with_slope: bool) -> tuple
     slope = torch.empty_like(u) if with_slope else None
     _loaded().activation_forward_(
         _narrow(u), ACTIVATIONS.index(kind), u.data_ptr(), bias.data_ptr(), u.shape[0], u.shape[1],
-        out.data_ptr(), None if slope is None else slope.data_ptr(),
+        out.data_ptr(), _address(slope),
     )  # fmt: skip
     return out, slope
 
 
-def activation_gradient(grad: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of u (N, I) T and of the bias (I,)."""
-    du, dbias = torch.empty_like(grad), torch.empty(grad.shape[1])
+def activation_gradient(grad: Tensor, slope: Tensor, *, bias: bool) -> tuple[Tensor, Tensor | None]:
+    """Gradients of u (N, I) T and, if it is wanted, of the bias (I,)."""
+    du, dbias = torch.empty_like(grad), torch.empty(grad.shape[1]) if bias else None
     _loaded().activation_backward_(
-        _narrow(grad), grad.data_ptr(), slope.data_ptr(), grad.shape[0], grad.shape[1], du.data_ptr(), dbias.data_ptr()
+        _narrow(grad), grad.data_ptr(), slope.data_ptr(), grad.shape[0], grad.shape[1], du.data_ptr(), _address(dbias)
     )
     return du, dbias
 
@@ -192,6 +191,10 @@ def add_rows(rows: Tensor, index: Tensor, into: Tensor) -> None:
 def _norm_space(rows: int, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     mean, rstd = torch.empty(2, rows).unbind(0)
     return torch.empty(rows, width, dtype=dtype), torch.empty(rows, width, dtype=dtype), mean, rstd
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
 
 
 def _narrow(tensor: Tensor) -> int:
