@@ -15,6 +15,7 @@ from smoothtune.nn import recomputing
 from smoothtune.nn.dropout import name_places
 from smoothtune.nn.grid import cell_mask, grid_max, halve_grid
 from smoothtune.nn.masked_norm import MaskedBatchNorm2d
+from smoothtune.nn.trunks import packed_grid
 from smoothtune.nn.trunks.pwim_dcnn import PwimDcnnTrunk
 from smoothtune.nn.trunks.pwim_resnet import PwimResnetTrunk
 from smoothtune.nn.trunks.similarity_cube import EPS, similarity_cube
@@ -299,6 +300,7 @@ def taught(
 ) -> tuple[dict[str, Tensor], int]:
     """Everything that a pass with gradients leaves of a trunk, and the bytes it kept for the backward pass."""
     monkeypatch.setattr(recomputing, "KEPT_BYTES", -1 if again else 1 << 40)
+    monkeypatch.setattr(packed_grid, "available", lambda dtype: False)  # torch alone computes
     torch.manual_seed(0)
     trunk = PwimResnetTrunk(config.PwimResnetTrunk(kind="pwim_resnet", depth=3, dropout=0.5), WIDTH)
     name_places(trunk)
@@ -339,6 +341,7 @@ def test_blocks_are_computed_again_with_the_weights_of_their_pass(monkeypatch):
 def test_nothing_is_computed_again_outside_a_pass(monkeypatch):
     monkeypatch.setattr(recomputing, "KEPT_BYTES", -1)
     monkeypatch.setattr(recomputing, "checkpoint", None)
+    monkeypatch.setattr(packed_grid, "available", lambda dtype: False)
     trunk = PwimResnetTrunk(config.PwimResnetTrunk(kind="pwim_resnet", depth=1, dropout=0.5), WIDTH)
     assert trunk(*pairs([(3, 2)])).requires_grad
     with torch.no_grad(), drawing(Pass(1, "stage", 1)):

@@ -1,7 +1,8 @@
-"""Convolutional layers over packed grids, with gradients: the fast path of the PWIM trunks on a processor with AMX.
+"""Convolutional layers over packed grids, with gradients: the fast path of the PWIM trunks.
 
-They compute what the plain layers compute under bfloat16 autocast, over real cells only, and round less often. They know
-nothing of how a cube is made. N counts the cells of a packed grid (see `runtime.kernels.grid`).
+They compute what the plain layers compute over real cells only: in float32 on a processor with AVX-512, and, rounding less
+often than these, under bfloat16 autocast on one with AMX. They know nothing of how a cube is made. N counts the cells of a
+packed grid (see `runtime.kernels.grid`).
 """
 
 from __future__ import annotations
@@ -26,15 +27,12 @@ available = kernels.available
 lay_out = kernels.lay_out
 
 
-def serves(cube: Tensor, module: nn.Module) -> bool:
-    """Whether the fast path serves: bfloat16 autocast over float32 on a processor that has the kernels for it."""
-    return (
-        cube.device.type == "cpu"
-        and torch.is_autocast_enabled("cpu")
-        and torch.get_autocast_dtype("cpu") == torch.bfloat16
-        and all(parameter.dtype == torch.float32 for parameter in (cube, *module.parameters()))
-        and available()
-    )
+def served(cube: Tensor, module: nn.Module) -> torch.dtype | None:
+    """The dtype in which the fast path computes this pass of float32 modules, or None where it cannot."""
+    if cube.device.type != "cpu" or any(part.dtype != torch.float32 for part in (cube, *module.parameters())):
+        return None
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
+    return dtype if available(dtype) else None
 
 
 class Half(NamedTuple):

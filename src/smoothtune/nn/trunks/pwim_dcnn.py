@@ -38,8 +38,9 @@ class PwimDcnnTrunk(nn.Module):
         """`states_a` (B, Ta, D), `mask_a` (B, Ta), `states_b` (B, Tb, D), `mask_b` (B, Tb) to (B, 128)."""
         grid, cells = similarity_cube(states_a, mask_a, states_b, mask_b)
         layers = list(zip(self.convolutions, self.norms, self.dropouts, strict=True))
-        if packed_grid.serves(grid, self):
-            grid, cells = self._first_packed(grid, cells, packed_grid.lay_out(mask_a, mask_b))
+        dtype = packed_grid.served(grid, self)
+        if dtype is not None:
+            grid, cells = self._first_packed(grid, cells, packed_grid.lay_out(mask_a, mask_b, dtype))
             layers = layers[1:]
         for convolution, norm, dropout in layers[:-1]:
             grid, cells = halve_grid(F.relu(norm(convolution(grid), cells)), cells)

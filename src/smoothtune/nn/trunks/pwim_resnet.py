@@ -34,8 +34,9 @@ class PwimResnetTrunk(nn.Module):
     def forward(self, states_a: Tensor, mask_a: Tensor, states_b: Tensor, mask_b: Tensor) -> Tensor:
         """`states_a` (B, Ta, D), `mask_a` (B, Ta), `states_b` (B, Tb, D), `mask_b` (B, Tb) to (B, 128)."""
         grid, cells = similarity_cube(states_a, mask_a, states_b, mask_b)
-        if packed_grid.serves(grid, self):
-            return self._packed(grid, packed_grid.lay_out(mask_a, mask_b))
+        dtype = packed_grid.served(grid, self)
+        if dtype is not None:
+            return self._packed(grid, packed_grid.lay_out(mask_a, mask_b, dtype))
         each = FEATURES * cells.numel() * grid.element_size()
         for block in self.blocks:
             grid = called(block, grid, cells, each=each)

@@ -26,7 +26,17 @@ from smoothtune.errors import UsageError
 from smoothtune.files import cache_folder
 
 SOURCES = Path(__file__).parent
-NAMES = ("adamw", "attention", "bottleneck", "gemm", "gemm_gradient", "grid", "grid_convolution", "layers")
+NAMES = (
+    "adamw",
+    "attention",
+    "bottleneck",
+    "gemm",
+    "gemm_gradient",
+    "grid",
+    "grid_convolution",
+    "grid_float",
+    "layers",
+)
 SWITCH = "SMOOTHTUNE_KERNELS"
 PLACE = "SMOOTHTUNE_KERNELS_CACHE"
 # Nothing of -ffast-math: what is not finite stays so, and an element's bits do not depend on where it stands in memory.

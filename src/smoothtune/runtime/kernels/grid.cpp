@@ -1,10 +1,11 @@
 // What stands between the convolutions of a packed grid: its columns, batch norm, ReLU, dropout, residual, the largest.
 //
-// Batch norm is over real cells. Every pass that writes a grid writes its zeros too. Sums are made per example and then
-// over examples in order, so that they do not depend on the number of threads. Knows nothing of convolutions.
+// Grids are bf16 or float (T). Batch norm is over real cells. Every pass that writes a grid writes its zeros too. Sums are made
+// per example and then over examples in order, so that they do not depend on the number of threads. Knows nothing of
+// convolutions.
 #include "grid.h"
 
-#if defined(__AVX512BF16__) && defined(__AVX512BW__)
+#if defined(__AVX512F__) && defined(__AVX512BW__)
 
 // GCC 12 warns of variables of its own headers that it leaves undefined on purpose.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
@@ -30,8 +31,14 @@ struct Pair {
     _mm512_storeu_ps(to + 16, high);
   }
   inline void store(bf16* to) const {
+#ifdef __AVX512BF16__
     const __m512bh both = _mm512_cvtne2ps_pbh(high, low);
     std::memcpy(to, &both, 64);
+#else
+    float all[32];
+    store(all);
+    for (int c = 0; c < 32; ++c) to[c] = narrow<bf16>(all[c]);
+#endif
   }
   inline Pair operator+(const Pair& x) const { return {_mm512_add_ps(low, x.low), _mm512_add_ps(high, x.high)}; }
   inline Pair operator-(const Pair& x) const { return {_mm512_sub_ps(low, x.low), _mm512_sub_ps(high, x.high)}; }
@@ -84,7 +91,8 @@ struct Square {
   int count = 0;
   int64_t cells[4];
 
-  inline Found largest(const bf16* grid, int64_t width, int64_t c) const {
+  template <typename T>
+  inline Found largest(const T* grid, int64_t width, int64_t c) const {
     Found best{Pair(grid + cells[0] * width + c), _mm512_setzero_si512(), _mm512_setzero_si512()};
     for (int n = 1; n < count; ++n) {
       const Pair next(grid + cells[n] * width + c);
@@ -119,9 +127,12 @@ inline void each_cell(const Example& example, Each each) {
     for (int64_t j = 0; j < example.width; ++j) each(example.first + i * example.pitch() + j, i, j);
 }
 
-void zero_around(const Example* examples, int64_t b, bf16* grid, int64_t width) {
+template <typename T>
+void zero_around(const Example* examples, int64_t b, T* grid, int64_t width) {
   const Example& example = examples[b];
-  const auto zero = [&](int64_t from, int64_t to) { std::memset(grid + from * width, 0, size_t(to - from) * width * 2); };
+  const auto zero = [&](int64_t from, int64_t to) {
+    std::memset(grid + from * width, 0, size_t(to - from) * width * sizeof(T));
+  };
   zero(begins(examples, b), example.first);
   for (int64_t i = 1; i <= example.height; ++i) zero(example.first + i * example.pitch() - 1, example.first + i * example.pitch());
   zero(example.first + example.span(), example.end);
@@ -134,31 +145,32 @@ void total(const float* parts, int64_t count, int64_t width, float* sums) {
     for (int64_t c = 0; c < width; ++c) sums[c] += parts[b * width + c];
 }
 
-}  // namespace
 
-// `columns` (cells, 32) bf16: the nine neighbours' three numbers of every real cell, [tap][channel], then 5 zeros.
+// `columns` (cells, 32): the nine neighbours' three numbers of every real cell, [tap][channel], then 5 zeros.
 // `cube` (B, 3, height, width) float.
-API void grid_columns(const Example* examples, int64_t count, const float* cube, int64_t height, int64_t width,
-                      bf16* columns) {
+template <typename T>
+void columns_of(const Example* examples, int64_t count, const float* cube, int64_t height, int64_t width,
+                      T* columns) {
 #pragma omp parallel for schedule(dynamic)
   for (int64_t b = 0; b < count; ++b) {
     const Example& example = examples[b];
     zero_around(examples, b, columns, 32);
     each_cell(example, [&](int64_t cell, int64_t i, int64_t j) {
-      bf16* line = columns + cell * 32;
+      T* line = columns + cell * 32;
       for (int tap = 0; tap < 9; ++tap) {
         const int64_t y = i + tap / 3 - 1, x = j + tap % 3 - 1;
         const bool inside = y >= 0 && x >= 0 && y < example.height && x < example.width;
         for (int64_t c = 0; c < 3; ++c)
-          line[tap * 3 + c] = narrow<bf16>(inside ? cube[((b * 3 + c) * height + y) * width + x] : 0.0f);
+          line[tap * 3 + c] = narrow<T>(inside ? cube[((b * 3 + c) * height + y) * width + x] : 0.0f);
       }
-      std::memset(line + 27, 0, 5 * sizeof(bf16));
+      std::memset(line + 27, 0, 5 * sizeof(T));
     });
   }
 }
 
 // The gradient of `cube`, all of which is written, from that of `columns`.
-API void grid_columns_back(const Example* examples, int64_t count, const bf16* columns, int64_t height, int64_t width,
+template <typename T>
+void columns_gradient(const Example* examples, int64_t count, const T* columns, int64_t height, int64_t width,
                            float* cube) {
 #pragma omp parallel for schedule(dynamic)
   for (int64_t b = 0; b < count; ++b) {
@@ -176,7 +188,8 @@ API void grid_columns_back(const Example* examples, int64_t count, const bf16* c
 }
 
 // Means and sums of squared differences from them over real cells, each (width). `parts` (count, width) is scratch.
-API void grid_statistics(const Example* examples, int64_t count, int64_t real, const bf16* y, int64_t width, float* parts,
+template <typename T>
+void statistics(const Example* examples, int64_t count, int64_t real, const T* y, int64_t width, float* parts,
                          float* mean, float* squares) {
   const auto sum = [&](float* sums, auto term) {
 #pragma omp parallel for schedule(dynamic)
@@ -200,9 +213,10 @@ API void grid_statistics(const Example* examples, int64_t count, int64_t real, c
 }
 
 // `z` = dropout(ReLU(norm(y))) or, with `around`, ReLU(dropout(norm(y)) + around); a value that is not finite stays so.
-API void grid_norm(const Example* examples, int64_t count, const bf16* y, const float* mean, const float* scale,
-                   const float* bias, uint64_t stream, float rate, int64_t height, int64_t padded, const bf16* around,
-                   int64_t width, bf16* z) {
+template <typename T>
+void normed(const Example* examples, int64_t count, const T* y, const float* mean, const float* scale,
+                   const float* bias, uint64_t stream, float rate, int64_t height, int64_t padded, const T* around,
+                   int64_t width, T* z) {
   const Dropped dropped(stream, rate, height, padded, width);
 #pragma omp parallel for schedule(dynamic)
   for (int64_t b = 0; b < count; ++b) {
@@ -219,12 +233,13 @@ API void grid_norm(const Example* examples, int64_t count, const bf16* y, const 
   }
 }
 
-// First half of the gradient of `grid_norm`: `sums` (2, width) of d and d * (y - mean) over real cells, d being the
+// First half of the gradient of `normed`: `sums` (2, width) of d and d * (y - mean) over real cells, d being the
 // gradient at the norm's output and `g` z's. With `passed` (outer) what goes through the last ReLU is written there.
 // `parts` (count, 2, width) is scratch.
-API void grid_norm_sums(const Example* examples, int64_t count, const bf16* y, const bf16* z, const bf16* g,
+template <typename T>
+void normed_sums(const Example* examples, int64_t count, const T* y, const T* z, const T* g,
                         const float* mean, uint64_t stream, float rate, int64_t height, int64_t padded, int64_t width,
-                        bf16* passed, float* parts, float* sums) {
+                        T* passed, float* parts, float* sums) {
   const Dropped dropped(stream, rate, height, padded, width);
 #pragma omp parallel for schedule(dynamic)
   for (int64_t b = 0; b < count; ++b) {
@@ -254,10 +269,11 @@ API void grid_norm_sums(const Example* examples, int64_t count, const bf16* y, c
 }
 
 // Second half: `out` = scale * (d - level - (y - mean) * slope), the gradient of y. `through` is z's gradient (inner,
-// with `z`) or what `grid_norm_sums` passed (outer, `z` null).
-API void grid_norm_back(const Example* examples, int64_t count, const bf16* y, const bf16* z, const bf16* through,
+// with `z`) or what `normed_sums` passed (outer, `z` null).
+template <typename T>
+void normed_gradient(const Example* examples, int64_t count, const T* y, const T* z, const T* through,
                         const float* mean, const float* scale, const float* level, const float* slope, uint64_t stream,
-                        float rate, int64_t height, int64_t padded, int64_t width, bf16* out) {
+                        float rate, int64_t height, int64_t padded, int64_t width, T* out) {
   const Dropped dropped(stream, rate, height, padded, width);
 #pragma omp parallel for schedule(dynamic)
   for (int64_t b = 0; b < count; ++b) {
@@ -275,11 +291,12 @@ API void grid_norm_back(const Example* examples, int64_t count, const bf16* y, c
 }
 
 // The largest number of each channel over real cells, (B, width) float, and the cell that holds it.
-API void grid_largest(const Example* examples, int64_t count, const bf16* grid, int64_t width, float* largest,
+template <typename T>
+void largest_of(const Example* examples, int64_t count, const T* grid, int64_t width, float* most,
                       int32_t* where) {
 #pragma omp parallel for schedule(dynamic)
   for (int64_t b = 0; b < count; ++b) {
-    float* best = largest + b * width;
+    float* best = most + b * width;
     int32_t* at = where + b * width;
     const int64_t first = examples[b].first;
     for (int64_t c = 0; c < width; ++c) best[c] = widen(grid[first * width + c]);
@@ -296,25 +313,27 @@ API void grid_largest(const Example* examples, int64_t count, const bf16* grid, 
   }
 }
 
-// The gradient of the grid (cells, width), all of which is written, from that of `grid_largest`.
-API void grid_largest_back(const Example* examples, int64_t count, const float* g, const int32_t* where, int64_t width,
-                           bf16* out) {
+// The gradient of the grid (cells, width), all of which is written, from that of `largest_of`.
+template <typename T>
+void largest_gradient(const Example* examples, int64_t count, const float* g, const int32_t* where, int64_t width,
+                           T* out) {
 #pragma omp parallel for schedule(dynamic)
   for (int64_t b = 0; b < count; ++b) {
     const int64_t from = begins(examples, b);
-    std::memset(out + from * width, 0, size_t(examples[b].end - from) * width * sizeof(bf16));
-    for (int64_t c = 0; c < width; ++c) out[where[b * width + c] * width + c] = narrow<bf16>(g[b * width + c]);
+    std::memset(out + from * width, 0, size_t(examples[b].end - from) * width * sizeof(T));
+    for (int64_t c = 0; c < width; ++c) out[where[b * width + c] * width + c] = narrow<T>(g[b * width + c]);
   }
 }
 
-// Max pooling 2 x 2, stride 2, over real cells, odd sides rounded up: `halved` (B, height, padded, width) bf16, all of which
+// Max pooling 2 x 2, stride 2, over real cells, odd sides rounded up: `out` (B, height, padded, width), all of which
 // is written, 0 where no cell is real.
-API void grid_halve(const Example* examples, int64_t count, const bf16* grid, int64_t width, int64_t height,
-                    int64_t padded, bf16* halved) {
+template <typename T>
+void halved(const Example* examples, int64_t count, const T* grid, int64_t width, int64_t height,
+                    int64_t padded, T* out) {
 #pragma omp parallel for schedule(dynamic)
   for (int64_t b = 0; b < count; ++b) {
-    bf16* into = halved + b * height * padded * width;
-    std::memset(into, 0, size_t(height * padded * width) * sizeof(bf16));
+    T* into = out + b * height * padded * width;
+    std::memset(into, 0, size_t(height * padded * width) * sizeof(T));
     each_square(examples[b], [&](const Square& square, int64_t i, int64_t j) {
       for (int64_t c = 0; c < width; c += 32)
         square.largest(grid, width, c).values.store(into + (i * padded + j) * width + c);
@@ -323,11 +342,12 @@ API void grid_halve(const Example* examples, int64_t count, const bf16* grid, in
 }
 
 // The gradient (cells, width) of the grid, all of which is written: that of a square goes to the first largest of its cells.
-API void grid_halve_back(const Example* examples, int64_t count, const bf16* grid, const bf16* g, int64_t width,
-                         int64_t height, int64_t padded, bf16* out) {
+template <typename T>
+void halved_gradient(const Example* examples, int64_t count, const T* grid, const T* g, int64_t width,
+                         int64_t height, int64_t padded, T* out) {
 #pragma omp parallel for schedule(dynamic)
   for (int64_t b = 0; b < count; ++b) {
-    const bf16* from = g + b * height * padded * width;
+    const T* from = g + b * height * padded * width;
     zero_around(examples, b, out, width);
     each_square(examples[b], [&](const Square& square, int64_t i, int64_t j) {
       for (int64_t c = 0; c < width; c += 32) {
@@ -340,6 +360,74 @@ API void grid_halve_back(const Example* examples, int64_t count, const bf16* gri
       }
     });
   }
+}
+
+}  // namespace
+
+#define FOR_BOTH(CALL) \
+  if (narrow_type) {   \
+    using T = bf16;    \
+    CALL;              \
+  } else {             \
+    using T = float;   \
+    CALL;              \
+  }
+
+// `narrow_type`: grids are bf16, else float.
+API void grid_columns(int narrow_type, const Example* examples, int64_t count, const float* cube, int64_t height,
+                      int64_t width, void* columns) {
+  FOR_BOTH(columns_of(examples, count, cube, height, width, (T*)columns))
+}
+
+API void grid_columns_back(int narrow_type, const Example* examples, int64_t count, const void* columns, int64_t height,
+                           int64_t width, float* cube) {
+  FOR_BOTH(columns_gradient(examples, count, (const T*)columns, height, width, cube))
+}
+
+API void grid_statistics(int narrow_type, const Example* examples, int64_t count, int64_t real, const void* y,
+                         int64_t width, float* parts, float* mean, float* squares) {
+  FOR_BOTH(statistics(examples, count, real, (const T*)y, width, parts, mean, squares))
+}
+
+API void grid_norm(int narrow_type, const Example* examples, int64_t count, const void* y, const float* mean,
+                   const float* scale, const float* bias, uint64_t stream, float rate, int64_t height, int64_t padded,
+                   const void* around, int64_t width, void* z) {
+  FOR_BOTH(normed(examples, count, (const T*)y, mean, scale, bias, stream, rate, height, padded, (const T*)around, width,
+                  (T*)z))
+}
+
+API void grid_norm_sums(int narrow_type, const Example* examples, int64_t count, const void* y, const void* z,
+                        const void* g, const float* mean, uint64_t stream, float rate, int64_t height, int64_t padded,
+                        int64_t width, void* passed, float* parts, float* sums) {
+  FOR_BOTH(normed_sums(examples, count, (const T*)y, (const T*)z, (const T*)g, mean, stream, rate, height, padded, width,
+                       (T*)passed, parts, sums))
+}
+
+API void grid_norm_back(int narrow_type, const Example* examples, int64_t count, const void* y, const void* z,
+                        const void* through, const float* mean, const float* scale, const float* level, const float* slope,
+                        uint64_t stream, float rate, int64_t height, int64_t padded, int64_t width, void* out) {
+  FOR_BOTH(normed_gradient(examples, count, (const T*)y, (const T*)z, (const T*)through, mean, scale, level, slope, stream,
+                           rate, height, padded, width, (T*)out))
+}
+
+API void grid_largest(int narrow_type, const Example* examples, int64_t count, const void* grid, int64_t width,
+                      float* largest, int32_t* where) {
+  FOR_BOTH(largest_of(examples, count, (const T*)grid, width, largest, where))
+}
+
+API void grid_largest_back(int narrow_type, const Example* examples, int64_t count, const float* g, const int32_t* where,
+                           int64_t width, void* out) {
+  FOR_BOTH(largest_gradient(examples, count, g, where, width, (T*)out))
+}
+
+API void grid_halve(int narrow_type, const Example* examples, int64_t count, const void* grid, int64_t width,
+                    int64_t height, int64_t padded, void* halves) {
+  FOR_BOTH(halved(examples, count, (const T*)grid, width, height, padded, (T*)halves))
+}
+
+API void grid_halve_back(int narrow_type, const Example* examples, int64_t count, const void* grid, const void* g,
+                         int64_t width, int64_t height, int64_t padded, void* out) {
+  FOR_BOTH(halved_gradient(examples, count, (const T*)grid, (const T*)g, width, height, padded, (T*)out))
 }
 
 #endif

@@ -1,6 +1,6 @@
-"""The kernels of `grid.cpp` and `grid_convolution.cpp` on torch tensors: residual blocks over packed grids in bfloat16.
+"""The kernels of `grid.cpp`, `grid_convolution.cpp` and `grid_float.cpp` on torch tensors: residual blocks over packed grids.
 
-A packed grid is (N, C) bfloat16, contiguous: the real cells of a batch of grids, each example of its own height and
+A packed grid is (N, C) T, bfloat16 or float32, contiguous: the real cells of a batch of grids, each example of its own height and
 width, with zeros between them (see `grid.h`). Vectors (C,), weights (O, I, k, k) and their gradients are float32. Knows
 nothing of modules or gradients' bookkeeping.
 """
@@ -20,22 +20,27 @@ from smoothtune.runtime.kernels.building import kernels
 COLUMNS = 32  # width of the columns of a cube: nine neighbours times three channels, and zeros
 _SIGNATURES = {
     "grid": {
-        "grid_columns": "plpllp",
-        "grid_columns_back": "plpllp",
-        "grid_statistics": "pllplppp",
-        "grid_norm": "plppppufllplp",
-        "grid_norm_sums": "plppppuflllppp",
-        "grid_norm_back": "plpppppppuflllp",
-        "grid_largest": "plplpp",
-        "grid_largest_back": "plpplp",
-        "grid_halve": "plplllp",
-        "grid_halve_back": "plpplllp",
+        "grid_columns": "iplpllp",
+        "grid_columns_back": "iplpllp",
+        "grid_statistics": "ipllplppp",
+        "grid_norm": "iplppppufllplp",
+        "grid_norm_sums": "iplppppuflllppp",
+        "grid_norm_back": "iplpppppppuflllp",
+        "grid_largest": "iplplpp",
+        "grid_largest_back": "iplpplp",
+        "grid_halve": "iplplllp",
+        "grid_halve_back": "iplpplllp",
     },
     "grid_convolution": {
         "grid_pack": "plllip",
         "grid_convolve": "plppppplll",
         "grid_workspace": "pllll",
         "grid_weight_gradient": "pllpppplll",
+    },
+    "grid_float": {
+        "grid_float_pack": "plllip",
+        "grid_float_convolve": "plppppplll",
+        "grid_float_weight_gradient": "plpppplll",
     },
 }
 _TYPES = {
@@ -51,6 +56,7 @@ _TYPES = {
 class Layout:
     """Where the cells of a batch of grids lie: `table` (B, 4) int32 as in `grid.h`, N `cells`, of which `real` are real.
 
+    Grids laid out so are of `dtype`.
     `height` and `width` are those of the padded grid, whose cells number the dropout's draws.
     """
 
@@ -59,15 +65,21 @@ class Layout:
     real: int
     height: int
     width: int
+    dtype: torch.dtype
 
     def grid(self, channels: int) -> Tensor:
         """An unset packed grid (N, C)."""
-        return torch.empty(self.cells, channels, dtype=torch.bfloat16)
+        return torch.empty(self.cells, channels, dtype=self.dtype)
 
     @property
     def head(self) -> tuple[int, int]:
         """What every kernel is given first: the table and the number of examples."""
         return self.table.data_ptr(), len(self.table)
+
+    @property
+    def whole_head(self) -> tuple[int, int, int]:
+        """What kernels for both dtypes are given first: whether grids are bfloat16, and `head`."""
+        return int(self.dtype == torch.bfloat16), *self.head
 
 
 class Drop(NamedTuple):
@@ -86,38 +98,45 @@ class Norm(NamedTuple):
 
 
 @cache
-def _libraries() -> dict[str, ctypes.CDLL] | None:
-    found = {name: kernels(name) for name in _SIGNATURES}
-    loaded = {name: library for name, library in found.items() if library is not None}
-    if len(loaded) < len(found) or not loaded["grid_convolution"].grid_available():
-        return None
-    for name, signatures in _SIGNATURES.items():
-        for function, letters in signatures.items():
-            entry = getattr(loaded[name], function)
+def _library(name: str) -> ctypes.CDLL | None:
+    found = kernels(name)
+    if found is not None:
+        for function, letters in _SIGNATURES[name].items():
+            entry = getattr(found, function)
             entry.argtypes, entry.restype = [_TYPES[letter] for letter in letters], None
-    loaded["grid_convolution"].grid_workspace.restype = ctypes.c_int64
-    return loaded
+    return found
 
 
-def available() -> bool:
-    """Whether there are kernels and a processor with AMX tiles of bfloat16."""
-    return _libraries() is not None
+@cache
+def available(dtype: torch.dtype = torch.bfloat16) -> bool:
+    """Whether there are kernels for grids of `dtype` and a processor for them: AMX tiles for bfloat16, AVX-512 for float32."""
+    asked = {
+        torch.bfloat16: ("grid_convolution", "grid_available"),
+        torch.float32: ("grid_float", "grid_float_available"),
+    }
+    if dtype not in asked:
+        return False
+    name, answer = asked[dtype]
+    products = _library(name)
+    if products is None or _library("grid") is None or not getattr(products, answer)():
+        return False
+    if dtype == torch.bfloat16:
+        products.grid_workspace.restype = ctypes.c_int64
+    return True
 
 
 def _norms() -> ctypes.CDLL:
-    found = _libraries()
+    return _loaded("grid")
+
+
+def _loaded(name: str) -> ctypes.CDLL:
+    found = _library(name)
     assert found is not None, "ask `available` first"
-    return found["grid"]
+    return found
 
 
-def _products() -> ctypes.CDLL:
-    found = _libraries()
-    assert found is not None, "ask `available` first"
-    return found["grid_convolution"]
-
-
-def lay_out(mask_a: Tensor, mask_b: Tensor) -> Layout:
-    """The layout of the grids of pairs whose real tokens stand first: `mask_a` (B, Ta), `mask_b` (B, Tb)."""
+def lay_out(mask_a: Tensor, mask_b: Tensor, dtype: torch.dtype = torch.bfloat16) -> Layout:
+    """The layout of the grids, of `dtype`, of pairs whose real tokens stand first: `mask_a` (B, Ta), `mask_b` (B, Tb)."""
     sizes = list(zip(mask_a.sum(dim=1).tolist(), mask_b.sum(dim=1).tolist(), strict=True))
     rows: list[list[int]] = []
     free, before = 0, 0
@@ -127,7 +146,7 @@ def lay_out(mask_a: Tensor, mask_b: Tensor) -> Layout:
         rows.append([height, width, first, _whole(free)])
     rows[-1][3] = _whole(rows[-1][3] + before + 5)
     real = sum(height * width for height, width in sizes)
-    return Layout(torch.tensor(rows, dtype=torch.int32), rows[-1][3], real, mask_a.shape[1], mask_b.shape[1])
+    return Layout(torch.tensor(rows, dtype=torch.int32), rows[-1][3], real, mask_a.shape[1], mask_b.shape[1], dtype)
 
 
 def _whole(cells: int) -> int:
@@ -138,14 +157,14 @@ def _whole(cells: int) -> int:
 def columns_of(cube: Tensor, layout: Layout) -> Tensor:
     """Each real cell's nine neighbours, (N, 32): `cube` (B, 3, H, W) float32, contiguous."""
     out = layout.grid(COLUMNS)
-    _norms().grid_columns(*layout.head, cube.data_ptr(), layout.height, layout.width, out.data_ptr())
+    _norms().grid_columns(*layout.whole_head, cube.data_ptr(), layout.height, layout.width, out.data_ptr())
     return out
 
 
 def columns_gradient(grad: Tensor, layout: Layout) -> Tensor:
     """The gradient (B, 3, H, W) of the cube from that of its columns (N, 32)."""
     out = torch.empty(len(layout.table), 3, layout.height, layout.width)
-    _norms().grid_columns_back(*layout.head, grad.data_ptr(), layout.height, layout.width, out.data_ptr())
+    _norms().grid_columns_back(*layout.whole_head, grad.data_ptr(), layout.height, layout.width, out.data_ptr())
     return out
 
 
@@ -163,11 +182,17 @@ def _product(
     x: Tensor, weight: Tensor, added: tuple[Tensor | None, Tensor | None], layout: Layout, *, backward: bool
 ) -> Tensor:
     out, entering, taps = weight.shape[0], weight.shape[1], weight[0, 0].numel()
-    packed = torch.empty(weight.numel(), dtype=torch.bfloat16)
-    _products().grid_pack(weight.data_ptr(), out, entering, taps, backward, packed.data_ptr())
+    packed = torch.empty(weight.numel(), dtype=layout.dtype)
     reads, writes = (out, entering) if backward else (entering, out)
     y = layout.grid(writes)
-    _products().grid_convolve(
+    if layout.dtype == torch.float32:
+        library = _loaded("grid_float")
+        pack, convolved = library.grid_float_pack, library.grid_float_convolve
+    else:
+        library = _loaded("grid_convolution")
+        pack, convolved = library.grid_pack, library.grid_convolve
+    pack(weight.data_ptr(), out, entering, taps, backward, packed.data_ptr())
+    convolved(
         *layout.head, x.data_ptr(), packed.data_ptr(), _address(added[0]), _address(added[1]), y.data_ptr(),
         taps, reads, writes,
     )  # fmt: skip
@@ -177,9 +202,16 @@ def _product(
 def weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, layout: Layout) -> Tensor:
     """The gradient of `weight` (O, I, k, k) from that of the result (N, O) and what was convolved, `x` (N, I)."""
     out, entering, taps = weight.shape[0], weight.shape[1], weight[0, 0].numel()
-    space = torch.empty(_products().grid_workspace(*layout.head, taps, entering, out), dtype=torch.uint8)
     gradient = torch.empty(weight.shape)
-    _products().grid_weight_gradient(
+    if layout.dtype == torch.float32:
+        sums = torch.empty(weight.numel())
+        _loaded("grid_float").grid_float_weight_gradient(
+            *layout.head, grad.data_ptr(), x.data_ptr(), sums.data_ptr(), gradient.data_ptr(), taps, entering, out
+        )
+        return gradient
+    library = _loaded("grid_convolution")
+    space = torch.empty(library.grid_workspace(*layout.head, taps, entering, out), dtype=torch.uint8)
+    library.grid_weight_gradient(
         *layout.head, layout.cells, grad.data_ptr(), x.data_ptr(), space.data_ptr(), gradient.data_ptr(),
         taps, entering, out,
     )  # fmt: skip
@@ -192,7 +224,7 @@ def statistics(y: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
     parts, found = torch.empty(len(layout.table), width), torch.empty(2, width)
     mean, squares = found.unbind(0)
     _norms().grid_statistics(
-        *layout.head, layout.real, y.data_ptr(), width, parts.data_ptr(), mean.data_ptr(), squares.data_ptr()
+        *layout.whole_head, layout.real, y.data_ptr(), width, parts.data_ptr(), mean.data_ptr(), squares.data_ptr()
     )
     return mean, squares
 
@@ -201,7 +233,7 @@ def normed(y: Tensor, norm: Norm, drop: Drop, layout: Layout, *, around: Tensor 
     """Dropout(ReLU(norm(y))), or with `around` ReLU(dropout(norm(y)) + around); all (N, C)."""
     z = torch.empty_like(y)
     _norms().grid_norm(
-        *layout.head, y.data_ptr(), norm.mean.data_ptr(), norm.scale.data_ptr(), norm.bias.data_ptr(),
+        *layout.whole_head, y.data_ptr(), norm.mean.data_ptr(), norm.scale.data_ptr(), norm.bias.data_ptr(),
         drop.stream, drop.rate, layout.height, layout.width,
         _address(around), y.shape[1], z.data_ptr(),
     )  # fmt: skip
@@ -230,7 +262,7 @@ def normed_sums(
     parts, sums = torch.empty(len(layout.table), 2, width), torch.empty(2, width)
     passed = torch.empty_like(y) if outer else None
     _norms().grid_norm_sums(
-        *layout.head, y.data_ptr(), z.data_ptr(), grad.data_ptr(), mean.data_ptr(),
+        *layout.whole_head, y.data_ptr(), z.data_ptr(), grad.data_ptr(), mean.data_ptr(),
         drop.stream, drop.rate, layout.height, layout.width, width, _address(passed), parts.data_ptr(), sums.data_ptr(),
     )  # fmt: skip
     return NormSums(sums[0], sums[1], grad if passed is None else passed)
@@ -245,7 +277,7 @@ def normed_gradient(
     """
     out = torch.empty_like(y)
     _norms().grid_norm_back(
-        *layout.head, y.data_ptr(), _address(z), through.data_ptr(), norm.mean.data_ptr(), norm.scale.data_ptr(),
+        *layout.whole_head, y.data_ptr(), _address(z), through.data_ptr(), norm.mean.data_ptr(), norm.scale.data_ptr(),
         moved[0].data_ptr(), moved[1].data_ptr(), drop.stream, drop.rate, layout.height, layout.width,
         y.shape[1], out.data_ptr(),
     )  # fmt: skip
@@ -256,22 +288,22 @@ def largest(grid: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
     """The largest number of each channel over real cells, (B, C) float32, and its cell, (B, C) int32."""
     shape = len(layout.table), grid.shape[1]
     highest, where = torch.empty(shape), torch.empty(shape, dtype=torch.int32)
-    _norms().grid_largest(*layout.head, grid.data_ptr(), grid.shape[1], highest.data_ptr(), where.data_ptr())
+    _norms().grid_largest(*layout.whole_head, grid.data_ptr(), grid.shape[1], highest.data_ptr(), where.data_ptr())
     return highest, where
 
 
 def largest_gradient(grad: Tensor, where: Tensor, layout: Layout) -> Tensor:
     """The gradient (N, C) of the grid from that of `largest`, (B, C) float32."""
     out = layout.grid(grad.shape[1])
-    _norms().grid_largest_back(*layout.head, grad.data_ptr(), where.data_ptr(), grad.shape[1], out.data_ptr())
+    _norms().grid_largest_back(*layout.whole_head, grad.data_ptr(), where.data_ptr(), grad.shape[1], out.data_ptr())
     return out
 
 
 def halved(grid: Tensor, layout: Layout) -> Tensor:
     """Max pooling 2 x 2 over real cells: `grid` (N, C) to a padded (B, ceil(H / 2), ceil(W / 2), C), 0 elsewhere."""
     sides = -(-layout.height // 2), -(-layout.width // 2)
-    out = torch.empty(len(layout.table), *sides, grid.shape[1], dtype=torch.bfloat16)
-    _norms().grid_halve(*layout.head, grid.data_ptr(), grid.shape[1], *sides, out.data_ptr())
+    out = torch.empty(len(layout.table), *sides, grid.shape[1], dtype=grid.dtype)
+    _norms().grid_halve(*layout.whole_head, grid.data_ptr(), grid.shape[1], *sides, out.data_ptr())
     return out
 
 
@@ -279,7 +311,13 @@ def halved_gradient(grid: Tensor, grad: Tensor, layout: Layout) -> Tensor:
     """The gradient (N, C) of `grid` (N, C) from that of `halved`, which has its shape."""
     out = torch.empty_like(grid)
     _norms().grid_halve_back(
-        *layout.head, grid.data_ptr(), grad.data_ptr(), grid.shape[1], grad.shape[1], grad.shape[2], out.data_ptr()
+        *layout.whole_head,
+        grid.data_ptr(),
+        grad.data_ptr(),
+        grid.shape[1],
+        grad.shape[1],
+        grad.shape[2],
+        out.data_ptr(),
     )
     return out
 
