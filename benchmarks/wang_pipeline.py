@@ -148,7 +148,11 @@ def main() -> None:
             for seed in range(1, options.seeds + 1)
             for name in NAMES
         }  # fmt: skip
-    folders = {key: run.result() for key, run in begun.items()}
+        try:
+            folders = {key: run.result() for key, run in begun.items()}
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # those that have begun go on
+            raise
     seeds: dict[str, Any] = {}
     for seed in range(1, options.seeds + 1):
         both = {name: scored(folders[name, seed]) for name in NAMES}

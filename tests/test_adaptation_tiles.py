@@ -1,15 +1,16 @@
-"""LoRA and adapters in bfloat16 on the tile unit: prediction in one call for all runs, training by padded products."""
+"""LoRA and adapters in bfloat16 on the tile unit: prediction in one call for all runs, training inside the products."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
-from smoothtune.nn import adaptation, bottlenecks
+from smoothtune.nn import adaptation, bottlenecks, narrow
 from smoothtune.nn.adaptation import Adaptation, Adaptations
 from smoothtune.nn.bert import BertEncoder
 from smoothtune.runtime.device import computing_in
@@ -108,8 +109,25 @@ def test_dropout_in_a_pass_without_gradients_is_drawn(calls: list[int]) -> None:
     assert calls
 
 
+@pytest.fixture
+def narrow_calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often a changed product and an adapter were made in one."""
+    found: Counter[str] = Counter()
+
+    def counted(name: str, inner: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def counting(*given: object) -> Tensor:
+            found[name] += 1
+            return inner(*given)
+
+        return counting
+
+    for name, inner in (("changed_product", narrow.changed_product), ("adapted", narrow.adapted)):
+        monkeypatch.setattr(narrow, name, counted(name, inner))
+    return found
+
+
 @pytest.mark.parametrize("mixed", [False, True])
-def test_gradients_in_bfloat16_are_near_those_in_float32(mixed: bool) -> None:
+def test_gradients_in_bfloat16_are_near_those_in_float32(mixed: bool, narrow_calls: Counter[str]) -> None:
     encoder, tokens = wide().requires_grad_(False), ragged()
     runs = [(1, made(encoder, task="a")), (3, made(encoder, task="bb", size=3))] if mixed else [(4, made(encoder))]
     pull = torch.randn(4, 11, 32, generator=torch.Generator().manual_seed(5)) * tokens.mask.unsqueeze(2)
@@ -126,7 +144,11 @@ def test_gradients_in_bfloat16_are_near_those_in_float32(mixed: bool) -> None:
             part.grad = None
         return found
 
-    exact, near = gradients(torch.float32), gradients(torch.bfloat16)
+    exact = gradients(torch.float32)
+    assert not narrow_calls
+    near = gradients(torch.bfloat16)
+    # In two layers: one product of query, key and value, and three others, of one task alone; two adapters of each task.
+    assert narrow_calls == ({"adapted": 2 * 2 * 2} if mixed else {"changed_product": 2 * 4, "adapted": 2 * 2})
     assert len(exact) == len(near) == len(runs) * 2 * (6 * 2 + 2 * 4)  # layers, parts of LoRA and of adapters
     for one, two in zip(near, exact, strict=True):
         assert one.dtype == torch.float32

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import logging
+import platform
 import re
 import shutil
 import subprocess
@@ -43,7 +44,7 @@ def anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[
         building._files.cache_clear()
 
     # What other tests compute with is decided before the surroundings change.
-    _ = (fused.available(), adamw.available(), gemm.available(), grid.available())
+    _ = (fused.available(), adamw.available(), gemm.available(), *map(grid.available, (torch.bfloat16, torch.float32)))
     monkeypatch.setenv(building.PLACE, str(tmp_path / "kernels"))
     monkeypatch.delenv(building.SWITCH, raising=False)
     monkeypatch.delenv("CXX", raising=False)
@@ -302,3 +303,20 @@ def test_the_program_says_that_kernels_are_built_or_why_they_are_not_there(
         line for line in said(monkeypatch, capsys, "predict", run, "--task", "mood", texts) if "kernels" in line
     ]
     assert logging.getLogger("smoothtune").handlers == []
+
+
+@needs_compiler
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="not a processor of this family")
+@pytest.mark.parametrize(("processor", "float32"), [("haswell", False), ("knl", False), ("skylake-avx512", True)])
+def test_older_processors_have_the_grid_kernels_that_they_can_run(
+    anew: Callable[[], None], monkeypatch: pytest.MonkeyPatch, processor: str, float32: bool
+) -> None:
+    """Built for them; what is asked runs on any."""
+    flags = [f"-march={processor}" if flag == "-march=native" else flag for flag in building.FLAGS]
+    monkeypatch.setattr(building, "FLAGS", flags)
+    monkeypatch.setattr(building, "NAMES", ("grid", "grid_convolution", "grid_float"))
+    anew()
+    assert processor == "knl" or building.build("grid").loaded is not None  # recent compilers know it no more
+    assert not grid.available.__wrapped__(torch.bfloat16)
+    assert grid.available.__wrapped__(torch.float32) == float32
+    assert not grid.available.__wrapped__(torch.float16)

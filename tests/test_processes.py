@@ -99,11 +99,14 @@ def test_answers_are_those_of_one_process_to_the_bit(folder: Path) -> None:
 
 DTYPES = [
     pytest.param(torch.float64, 1e-9, id="plain"),
-    pytest.param(
-        torch.bfloat16,
-        3e-2,
-        id="packed",
-        marks=pytest.mark.skipif(not packed_grid.available(), reason="the processor has no tiles"),
+    *(
+        pytest.param(
+            dtype,
+            close,
+            id=f"packed, {dtype}",
+            marks=pytest.mark.skipif(not packed_grid.available(dtype), reason=f"the processor has no {unit}"),
+        )
+        for dtype, close, unit in ((torch.float32, 1e-4, "AVX-512"), (torch.bfloat16, 3e-2, "tiles"))
     ),
 ]
 

@@ -115,7 +115,7 @@ def states_and_masks() -> tuple[torch.Tensor, ...]:
 def pwim_step(dtype: torch.dtype, rows: slice = slice(PAIRS), scale: float = 1.0) -> dict[str, torch.Tensor]:
     """Features, gradients and running statistics of a PWIM trunk that sees `rows`, its loss being multiplied by `scale`.
 
-    In float64, or under bfloat16 autocast.
+    In float64 or float32, or under bfloat16 autocast.
     """
     torch.manual_seed(2)
     wide = torch.float32 if dtype == torch.bfloat16 else dtype
@@ -133,7 +133,7 @@ def pwim_step(dtype: torch.dtype, rows: slice = slice(PAIRS), scale: float = 1.0
 
 def norms(folder: Path, processes: Processes) -> None:
     """PWIM's steps on two and three pairs, and on all of them in the first process, the other one not counting."""
-    dtypes = [torch.float64] + [torch.bfloat16] * packed_grid.available()
+    dtypes = [torch.float64, *filter(packed_grid.available, (torch.float32, torch.bfloat16))]
     for dtype in dtypes:
         name = str(dtype).removeprefix("torch.")
         rows = (slice(2), slice(2, PAIRS))[processes.rank]

@@ -82,7 +82,9 @@ class InLayer:
         if len(self.spans) != 1 or not self.spans[0].in_kernels:
             return False
         lora = self.spans[0].adaptation.lora
-        return lora is not None and not bottlenecks.drops(lora) and narrow.serves(x, *weight.shape)
+        if lora is None or bottlenecks.drops(lora) or not weight.is_contiguous():
+            return False
+        return narrow.serves(x, *weight.shape)
 
     def low_rank(self, targets: Target | Sequence[Target], x: Tensor, into: Tensor) -> Tensor:
         """The product `into` (N, ..., M) of `x` (N, ..., K) with the LoRA of `targets`, which share M evenly, added.

@@ -28,8 +28,13 @@ lay_out = kernels.lay_out
 
 
 def served(cube: Tensor, module: nn.Module) -> torch.dtype | None:
-    """The dtype in which the fast path computes this pass of float32 modules, or None where it cannot."""
+    """The dtype in which the fast path computes this pass of float32 modules, or None where it cannot.
+
+    Modules with hooks must be called, not read. Real tokens must stand first in their texts.
+    """
     if cube.device.type != "cpu" or any(part.dtype != torch.float32 for part in (cube, *module.parameters())):
+        return None
+    if len(cube) == 0 or any(part._forward_hooks or part._forward_pre_hooks for part in module.modules()):
         return None
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
     return dtype if available(dtype) else None

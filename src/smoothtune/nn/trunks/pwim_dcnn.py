@@ -35,7 +35,7 @@ class PwimDcnnTrunk(nn.Module):
         self.dropouts = nn.ModuleList(Dropout(options.dropout) for _ in channels[1:])
 
     def forward(self, states_a: Tensor, mask_a: Tensor, states_b: Tensor, mask_b: Tensor) -> Tensor:
-        """`states_a` (B, Ta, D), `mask_a` (B, Ta), `states_b` (B, Tb, D), `mask_b` (B, Tb) to (B, 128)."""
+        """`states_a` (B, Ta, D), `mask_a` (B, Ta), `states_b` (B, Tb, D), `mask_b` (B, Tb) to (B, 128); padding comes last."""
         grid, cells = similarity_cube(states_a, mask_a, states_b, mask_b)
         layers = list(zip(self.convolutions, self.norms, self.dropouts, strict=True))
         dtype = packed_grid.served(grid, self)

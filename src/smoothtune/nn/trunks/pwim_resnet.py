@@ -21,8 +21,9 @@ FEATURES = 128
 class PwimResnetTrunk(nn.Module):
     """Similarity cube, `depth` residual blocks of 128 channels, the largest value of each channel, F = 128.
 
-    Nothing is pooled between blocks, so memory grows with Ta * Tb; what is inside the blocks of large grids is computed again
-    in the backward pass. Source: Wang, section 3.3 and Table 3, whose two linear layers are the output's.
+    Nothing is pooled between blocks, so memory grows with Ta * Tb; where torch alone computes, what is inside the blocks of
+    large grids is computed again in the backward pass. Source: Wang, section 3.3 and Table 3, whose two linear layers are the
+    output's.
     """
 
     def __init__(self, options: config.PwimResnetTrunk, width: int) -> None:
@@ -32,7 +33,7 @@ class PwimResnetTrunk(nn.Module):
         self.blocks = nn.ModuleList(_Block(size, options.dropout) for size in entering)
 
     def forward(self, states_a: Tensor, mask_a: Tensor, states_b: Tensor, mask_b: Tensor) -> Tensor:
-        """`states_a` (B, Ta, D), `mask_a` (B, Ta), `states_b` (B, Tb, D), `mask_b` (B, Tb) to (B, 128)."""
+        """`states_a` (B, Ta, D), `mask_a` (B, Ta), `states_b` (B, Tb, D), `mask_b` (B, Tb) to (B, 128); padding comes last."""
         grid, cells = similarity_cube(states_a, mask_a, states_b, mask_b)
         dtype = packed_grid.served(grid, self)
         if dtype is not None:

@@ -82,7 +82,7 @@ def add(x: Tensor, into: Tensor, runs: Sequence[Run]) -> None:
         assert column % gemm.BLOCK == 0, f"column {column} is no multiple of {gemm.BLOCK}"
         assert 0 <= begin <= end <= tokens, f"tokens {begin} to {end}, of {tokens}"
         numbers += begin, end, column, *part.numbers
-    _call(numbers, len(runs), columns, (x, into, into))
+    _call(numbers, len(runs), columns, x, into, into)
 
 
 class Between(NamedTuple):
@@ -103,7 +103,7 @@ def through(x: Tensor, part: Bottleneck) -> tuple[Tensor, Between]:
     _check(x, tokens, width)
     out = torch.empty_like(x)
     between = Between(*(torch.empty(tokens, part.down.out, dtype=torch.bfloat16) for _ in range(2)))
-    _call([0, tokens, 0, *part.numbers[:-1], _GELU], 1, width, (x, x, out, *between))
+    _call([0, tokens, 0, *part.numbers[:-1], _GELU], 1, width, x, x, out, state=between.state, slope=between.slope)
     return out, between
 
 
@@ -125,17 +125,25 @@ def back(gradient: Tensor, slope: Tensor, part: Bottleneck, *, x: bool) -> Gradi
     into = torch.empty_like(gradient) if x else None
     weights = part.up.backward.data_ptr(), 0, part.down.backward.data_ptr(), 0
     numbers = [0, tokens, 0, width, *weights, part.down.out, _TIMES_SLOPE]
-    _call(numbers, 1, width, (gradient, gradient, into, state, slope, total))
+    _call(numbers, 1, width, gradient, gradient, into, state=state, slope=slope, total=total)
     return Gradients(state, total, into)
 
 
-def _call(numbers: Sequence[int], runs: int, columns: int, tensors: tuple[Tensor | None, ...]) -> None:
-    """`tensors` are x, onto, into and, where they are wanted, what is between, its slope and its sum."""
+def _call(
+    numbers: Sequence[int],
+    runs: int,
+    columns: int,
+    x: Tensor,
+    onto: Tensor,
+    into: Tensor | None,
+    *,
+    state: Tensor | None = None,
+    slope: Tensor | None = None,
+    total: Tensor | None = None,
+) -> None:
     library = _library()
     assert library is not None, "ask `available` first"
-    x = tensors[0]
-    assert x is not None
-    at = [None if tensor is None else tensor.data_ptr() for tensor in (*tensors, None, None, None)[:6]]
+    at = [None if tensor is None else tensor.data_ptr() for tensor in (x, onto, into, state, slope, total)]
     table = (ctypes.c_int64 * len(numbers))(*numbers)
     library.bottleneck_add(table, runs, *at[:3], x.shape[1], columns, *at[3:])
 

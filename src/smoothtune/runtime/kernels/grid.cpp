@@ -145,12 +145,11 @@ void total(const float* parts, int64_t count, int64_t width, float* sums) {
     for (int64_t c = 0; c < width; ++c) sums[c] += parts[b * width + c];
 }
 
-
 // `columns` (cells, 32): the nine neighbours' three numbers of every real cell, [tap][channel], then 5 zeros.
 // `cube` (B, 3, height, width) float.
 template <typename T>
 void columns_of(const Example* examples, int64_t count, const float* cube, int64_t height, int64_t width,
-                      T* columns) {
+                T* columns) {
 #pragma omp parallel for schedule(dynamic)
   for (int64_t b = 0; b < count; ++b) {
     const Example& example = examples[b];
@@ -171,7 +170,7 @@ void columns_of(const Example* examples, int64_t count, const float* cube, int64
 // The gradient of `cube`, all of which is written, from that of `columns`.
 template <typename T>
 void columns_gradient(const Example* examples, int64_t count, const T* columns, int64_t height, int64_t width,
-                           float* cube) {
+                      float* cube) {
 #pragma omp parallel for schedule(dynamic)
   for (int64_t b = 0; b < count; ++b) {
     const Example& example = examples[b];
@@ -190,7 +189,7 @@ void columns_gradient(const Example* examples, int64_t count, const T* columns, 
 // Means and sums of squared differences from them over real cells, each (width). `parts` (count, width) is scratch.
 template <typename T>
 void statistics(const Example* examples, int64_t count, int64_t real, const T* y, int64_t width, float* parts,
-                         float* mean, float* squares) {
+                float* mean, float* squares) {
   const auto sum = [&](float* sums, auto term) {
 #pragma omp parallel for schedule(dynamic)
     for (int64_t b = 0; b < count; ++b) {
@@ -215,8 +214,8 @@ void statistics(const Example* examples, int64_t count, int64_t real, const T* y
 // `z` = dropout(ReLU(norm(y))) or, with `around`, ReLU(dropout(norm(y)) + around); a value that is not finite stays so.
 template <typename T>
 void normed(const Example* examples, int64_t count, const T* y, const float* mean, const float* scale,
-                   const float* bias, uint64_t stream, float rate, int64_t height, int64_t padded, const T* around,
-                   int64_t width, T* z) {
+            const float* bias, uint64_t stream, float rate, int64_t height, int64_t padded, const T* around,
+            int64_t width, T* z) {
   const Dropped dropped(stream, rate, height, padded, width);
 #pragma omp parallel for schedule(dynamic)
   for (int64_t b = 0; b < count; ++b) {
@@ -238,8 +237,8 @@ void normed(const Example* examples, int64_t count, const T* y, const float* mea
 // `parts` (count, 2, width) is scratch.
 template <typename T>
 void normed_sums(const Example* examples, int64_t count, const T* y, const T* z, const T* g,
-                        const float* mean, uint64_t stream, float rate, int64_t height, int64_t padded, int64_t width,
-                        T* passed, float* parts, float* sums) {
+                 const float* mean, uint64_t stream, float rate, int64_t height, int64_t padded, int64_t width,
+                 T* passed, float* parts, float* sums) {
   const Dropped dropped(stream, rate, height, padded, width);
 #pragma omp parallel for schedule(dynamic)
   for (int64_t b = 0; b < count; ++b) {
@@ -272,8 +271,8 @@ void normed_sums(const Example* examples, int64_t count, const T* y, const T* z,
 // with `z`) or what `normed_sums` passed (outer, `z` null).
 template <typename T>
 void normed_gradient(const Example* examples, int64_t count, const T* y, const T* z, const T* through,
-                        const float* mean, const float* scale, const float* level, const float* slope, uint64_t stream,
-                        float rate, int64_t height, int64_t padded, int64_t width, T* out) {
+                     const float* mean, const float* scale, const float* level, const float* slope, uint64_t stream,
+                     float rate, int64_t height, int64_t padded, int64_t width, T* out) {
   const Dropped dropped(stream, rate, height, padded, width);
 #pragma omp parallel for schedule(dynamic)
   for (int64_t b = 0; b < count; ++b) {
@@ -293,7 +292,7 @@ void normed_gradient(const Example* examples, int64_t count, const T* y, const T
 // The largest number of each channel over real cells, (B, width) float, and the cell that holds it.
 template <typename T>
 void largest_of(const Example* examples, int64_t count, const T* grid, int64_t width, float* most,
-                      int32_t* where) {
+                int32_t* where) {
 #pragma omp parallel for schedule(dynamic)
   for (int64_t b = 0; b < count; ++b) {
     float* best = most + b * width;
@@ -316,7 +315,7 @@ void largest_of(const Example* examples, int64_t count, const T* grid, int64_t w
 // The gradient of the grid (cells, width), all of which is written, from that of `largest_of`.
 template <typename T>
 void largest_gradient(const Example* examples, int64_t count, const float* g, const int32_t* where, int64_t width,
-                           T* out) {
+                      T* out) {
 #pragma omp parallel for schedule(dynamic)
   for (int64_t b = 0; b < count; ++b) {
     const int64_t from = begins(examples, b);
@@ -329,7 +328,7 @@ void largest_gradient(const Example* examples, int64_t count, const float* g, co
 // is written, 0 where no cell is real.
 template <typename T>
 void halved(const Example* examples, int64_t count, const T* grid, int64_t width, int64_t height,
-                    int64_t padded, T* out) {
+            int64_t padded, T* out) {
 #pragma omp parallel for schedule(dynamic)
   for (int64_t b = 0; b < count; ++b) {
     T* into = out + b * height * padded * width;
@@ -344,7 +343,7 @@ void halved(const Example* examples, int64_t count, const T* grid, int64_t width
 // The gradient (cells, width) of the grid, all of which is written: that of a square goes to the first largest of its cells.
 template <typename T>
 void halved_gradient(const Example* examples, int64_t count, const T* grid, const T* g, int64_t width,
-                         int64_t height, int64_t padded, T* out) {
+                     int64_t height, int64_t padded, T* out) {
 #pragma omp parallel for schedule(dynamic)
   for (int64_t b = 0; b < count; ++b) {
     const T* from = g + b * height * padded * width;

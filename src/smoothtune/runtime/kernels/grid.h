@@ -1,6 +1,6 @@
 // The layout of packed grids: the real cells of a batch of grids, one example after another, each its own size.
 //
-// A grid tensor is (cells, C) bf16. Example b holds cell (i, j) at first + i * (width + 1) + j: after each row stands one
+// A grid tensor is (cells, C) bf16 or float. Example b holds cell (i, j) at first + i * (width + 1) + j: after each row stands one
 // cell of zeros, and before and after each example enough of them that the eight neighbours of a real cell are always
 // at the same eight distances, zeros outside the grid. So a 3 x 3 convolution is nine shifted matrix products.
 #pragma once

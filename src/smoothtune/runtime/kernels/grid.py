@@ -98,45 +98,36 @@ class Norm(NamedTuple):
 
 
 @cache
-def _library(name: str) -> ctypes.CDLL | None:
-    found = kernels(name)
-    if found is not None:
-        for function, letters in _SIGNATURES[name].items():
-            entry = getattr(found, function)
-            entry.argtypes, entry.restype = [_TYPES[letter] for letter in letters], None
-    return found
-
-
-@cache
 def available(dtype: torch.dtype = torch.bfloat16) -> bool:
     """Whether there are kernels for grids of `dtype` and a processor for them: AMX tiles for bfloat16, AVX-512 for float32."""
     asked = {
         torch.bfloat16: ("grid_convolution", "grid_available"),
         torch.float32: ("grid_float", "grid_float_available"),
     }
-    if dtype not in asked:
-        return False
-    name, answer = asked[dtype]
-    products = _library(name)
-    if products is None or _library("grid") is None or not getattr(products, answer)():
-        return False
-    if dtype == torch.bfloat16:
-        products.grid_workspace.restype = ctypes.c_int64
-    return True
+    name, answer = asked.get(dtype, ("", ""))
+    products = kernels(name) if name else None
+    # Asked first: for a processor without AVX-512 nothing of `grid.cpp` is compiled.
+    return products is not None and bool(getattr(products, answer)()) and kernels("grid") is not None
 
 
-def _norms() -> ctypes.CDLL:
-    return _loaded("grid")
-
-
-def _loaded(name: str) -> ctypes.CDLL:
-    found = _library(name)
+@cache
+def _library(name: str, dtype: torch.dtype) -> ctypes.CDLL:
+    """The functions of `NAME.cpp`, which work on grids of `dtype`."""
+    found = kernels(name) if available(dtype) else None
     assert found is not None, "ask `available` first"
+    for function, letters in _SIGNATURES[name].items():
+        entry = getattr(found, function)
+        entry.argtypes = [_TYPES[letter] for letter in letters]
+        entry.restype = ctypes.c_int64 if function == "grid_workspace" else None
     return found
 
 
+def _norms(layout: Layout) -> ctypes.CDLL:
+    return _library("grid", layout.dtype)
+
+
 def lay_out(mask_a: Tensor, mask_b: Tensor, dtype: torch.dtype = torch.bfloat16) -> Layout:
-    """The layout of the grids, of `dtype`, of pairs whose real tokens stand first: `mask_a` (B, Ta), `mask_b` (B, Tb)."""
+    """The layout of the grids, of `dtype`, of pairs whose real tokens stand first: `mask_a` (B, Ta), `mask_b` (B, Tb), B > 0."""
     sizes = list(zip(mask_a.sum(dim=1).tolist(), mask_b.sum(dim=1).tolist(), strict=True))
     rows: list[list[int]] = []
     free, before = 0, 0
@@ -157,14 +148,14 @@ def _whole(cells: int) -> int:
 def columns_of(cube: Tensor, layout: Layout) -> Tensor:
     """Each real cell's nine neighbours, (N, 32): `cube` (B, 3, H, W) float32, contiguous."""
     out = layout.grid(COLUMNS)
-    _norms().grid_columns(*layout.whole_head, cube.data_ptr(), layout.height, layout.width, out.data_ptr())
+    _norms(layout).grid_columns(*layout.whole_head, cube.data_ptr(), layout.height, layout.width, out.data_ptr())
     return out
 
 
 def columns_gradient(grad: Tensor, layout: Layout) -> Tensor:
     """The gradient (B, 3, H, W) of the cube from that of its columns (N, 32)."""
     out = torch.empty(len(layout.table), 3, layout.height, layout.width)
-    _norms().grid_columns_back(*layout.whole_head, grad.data_ptr(), layout.height, layout.width, out.data_ptr())
+    _norms(layout).grid_columns_back(*layout.whole_head, grad.data_ptr(), layout.height, layout.width, out.data_ptr())
     return out
 
 
@@ -186,10 +177,10 @@ def _product(
     reads, writes = (out, entering) if backward else (entering, out)
     y = layout.grid(writes)
     if layout.dtype == torch.float32:
-        library = _loaded("grid_float")
+        library = _library("grid_float", layout.dtype)
         pack, convolved = library.grid_float_pack, library.grid_float_convolve
     else:
-        library = _loaded("grid_convolution")
+        library = _library("grid_convolution", layout.dtype)
         pack, convolved = library.grid_pack, library.grid_convolve
     pack(weight.data_ptr(), out, entering, taps, backward, packed.data_ptr())
     convolved(
@@ -205,11 +196,11 @@ def weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, layout: Layout) -> 
     gradient = torch.empty(weight.shape)
     if layout.dtype == torch.float32:
         sums = torch.empty(weight.numel())
-        _loaded("grid_float").grid_float_weight_gradient(
+        _library("grid_float", layout.dtype).grid_float_weight_gradient(
             *layout.head, grad.data_ptr(), x.data_ptr(), sums.data_ptr(), gradient.data_ptr(), taps, entering, out
         )
         return gradient
-    library = _loaded("grid_convolution")
+    library = _library("grid_convolution", layout.dtype)
     space = torch.empty(library.grid_workspace(*layout.head, taps, entering, out), dtype=torch.uint8)
     library.grid_weight_gradient(
         *layout.head, layout.cells, grad.data_ptr(), x.data_ptr(), space.data_ptr(), gradient.data_ptr(),
@@ -223,7 +214,7 @@ def statistics(y: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
     width = y.shape[1]
     parts, found = torch.empty(len(layout.table), width), torch.empty(2, width)
     mean, squares = found.unbind(0)
-    _norms().grid_statistics(
+    _norms(layout).grid_statistics(
         *layout.whole_head, layout.real, y.data_ptr(), width, parts.data_ptr(), mean.data_ptr(), squares.data_ptr()
     )
     return mean, squares
@@ -232,7 +223,7 @@ def statistics(y: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
 def normed(y: Tensor, norm: Norm, drop: Drop, layout: Layout, *, around: Tensor | None = None) -> Tensor:
     """Dropout(ReLU(norm(y))), or with `around` ReLU(dropout(norm(y)) + around); all (N, C)."""
     z = torch.empty_like(y)
-    _norms().grid_norm(
+    _norms(layout).grid_norm(
         *layout.whole_head, y.data_ptr(), norm.mean.data_ptr(), norm.scale.data_ptr(), norm.bias.data_ptr(),
         drop.stream, drop.rate, layout.height, layout.width,
         _address(around), y.shape[1], z.data_ptr(),
@@ -261,7 +252,7 @@ def normed_sums(
     width = y.shape[1]
     parts, sums = torch.empty(len(layout.table), 2, width), torch.empty(2, width)
     passed = torch.empty_like(y) if outer else None
-    _norms().grid_norm_sums(
+    _norms(layout).grid_norm_sums(
         *layout.whole_head, y.data_ptr(), z.data_ptr(), grad.data_ptr(), mean.data_ptr(),
         drop.stream, drop.rate, layout.height, layout.width, width, _address(passed), parts.data_ptr(), sums.data_ptr(),
     )  # fmt: skip
@@ -276,7 +267,7 @@ def normed_gradient(
     `z` is what `normed` gave if there was no `around`, else None.
     """
     out = torch.empty_like(y)
-    _norms().grid_norm_back(
+    _norms(layout).grid_norm_back(
         *layout.whole_head, y.data_ptr(), _address(z), through.data_ptr(), norm.mean.data_ptr(), norm.scale.data_ptr(),
         moved[0].data_ptr(), moved[1].data_ptr(), drop.stream, drop.rate, layout.height, layout.width,
         y.shape[1], out.data_ptr(),
@@ -288,14 +279,18 @@ def largest(grid: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
     """The largest number of each channel over real cells, (B, C) float32, and its cell, (B, C) int32."""
     shape = len(layout.table), grid.shape[1]
     highest, where = torch.empty(shape), torch.empty(shape, dtype=torch.int32)
-    _norms().grid_largest(*layout.whole_head, grid.data_ptr(), grid.shape[1], highest.data_ptr(), where.data_ptr())
+    _norms(layout).grid_largest(
+        *layout.whole_head, grid.data_ptr(), grid.shape[1], highest.data_ptr(), where.data_ptr()
+    )
     return highest, where
 
 
 def largest_gradient(grad: Tensor, where: Tensor, layout: Layout) -> Tensor:
     """The gradient (N, C) of the grid from that of `largest`, (B, C) float32."""
     out = layout.grid(grad.shape[1])
-    _norms().grid_largest_back(*layout.whole_head, grad.data_ptr(), where.data_ptr(), grad.shape[1], out.data_ptr())
+    _norms(layout).grid_largest_back(
+        *layout.whole_head, grad.data_ptr(), where.data_ptr(), grad.shape[1], out.data_ptr()
+    )
     return out
 
 
@@ -303,14 +298,14 @@ def halved(grid: Tensor, layout: Layout) -> Tensor:
     """Max pooling 2 x 2 over real cells: `grid` (N, C) to a padded (B, ceil(H / 2), ceil(W / 2), C), 0 elsewhere."""
     sides = -(-layout.height // 2), -(-layout.width // 2)
     out = torch.empty(len(layout.table), *sides, grid.shape[1], dtype=grid.dtype)
-    _norms().grid_halve(*layout.whole_head, grid.data_ptr(), grid.shape[1], *sides, out.data_ptr())
+    _norms(layout).grid_halve(*layout.whole_head, grid.data_ptr(), grid.shape[1], *sides, out.data_ptr())
     return out
 
 
 def halved_gradient(grid: Tensor, grad: Tensor, layout: Layout) -> Tensor:
     """The gradient (N, C) of `grid` (N, C) from that of `halved`, which has its shape."""
     out = torch.empty_like(grid)
-    _norms().grid_halve_back(
+    _norms(layout).grid_halve_back(
         *layout.whole_head,
         grid.data_ptr(),
         grad.data_ptr(),

@@ -6,7 +6,7 @@
 
 API int grid_float_available();
 
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) && defined(__AVX512BW__)  // as grid.cpp, which goes with it
 
 #include <array>
 #include <utility>
