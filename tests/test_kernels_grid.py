@@ -17,6 +17,7 @@ from smoothtune.nn.grid import cell_mask, halve_grid
 from smoothtune.nn.trunks import packed_grid, pwim_resnet
 from smoothtune.registry import resolve
 from smoothtune.runtime.kernels import grid as kernels
+from smoothtune.runtime.kernels import grid_products as products
 from smoothtune.runtime.kernels.grid import Drop, Layout, Norm
 from smoothtune.runtime.random import Pass, drawing, keep_mask
 
@@ -103,12 +104,12 @@ def test_convolutions_and_their_gradients_are_those_of_torch(
     assert x.grad is not None
     assert weight.grad is not None
     flat = weight.detach().float()
-    found = kernels.convolve(packed(x, layout), flat, bias.detach().float(), layout)
+    found = products.convolve(packed(x, layout), flat, bias.detach().float(), layout)
     near(padded(found, layout), y.detach(), dtype=dtype)
     added = packed(extra, layout) if more else None
-    back = kernels.convolution_gradient(packed(grad, layout), flat, layout, more=added)
+    back = products.convolution_gradient(packed(grad, layout), flat, layout, more=added)
     near(padded(back, layout), (x.grad + (extra if more else 0)) * given_.cells, dtype=dtype)
-    near(kernels.weight_gradient(packed(grad, layout), packed(x, layout), flat, layout), weight.grad, 1e-5)
+    near(products.weight_gradient(packed(grad, layout), packed(x, layout), flat, layout), weight.grad, 1e-5)
 
 
 @in_both

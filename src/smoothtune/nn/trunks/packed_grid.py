@@ -19,6 +19,7 @@ from smoothtune.nn.masked_norm import MaskedBatchNorm2d, of_all
 from smoothtune.nn.trunks.similarity_cube import CHANNELS
 from smoothtune.runtime import processes
 from smoothtune.runtime.kernels import grid as kernels
+from smoothtune.runtime.kernels import grid_products as products
 from smoothtune.runtime.kernels.grid import Drop, Layout, Norm
 from smoothtune.runtime.processes import Processes
 from smoothtune.runtime.random import stream_of
@@ -151,7 +152,7 @@ class _Layer(torch.autograd.Function):
         ctx: Any, x: Tensor, layout: Layout, norm: MaskedBatchNorm2d, drop: Drop, *parameters: Tensor
     ) -> Tensor:
         half = [tensor.contiguous() for tensor in parameters]
-        y = kernels.convolve(x, half[0], half[1], layout)
+        y = products.convolve(x, half[0], half[1], layout)
         numbers, shrink, own = _numbers(y, half, norm, layout)
         z = kernels.normed(y, numbers, drop, layout)
         ctx.save_for_backward(x, y, z, half[0], *numbers, shrink)
@@ -164,8 +165,8 @@ class _Layer(torch.autograd.Function):
         x, y, z, weight, *rest = ctx.saved_tensors
         back = _HalfGradient(Norm(*rest[:3]), rest[3], ctx.drop, ctx.layout, ctx.own)
         dy, _, vectors = back(y, z, grad.contiguous(), outer=False)
-        dx = kernels.convolution_gradient(dy, weight, ctx.layout) if ctx.needs_input_grad[0] else None
-        dw = kernels.weight_gradient(dy, x, weight, ctx.layout) if ctx.needs_input_grad[4] else None
+        dx = products.convolution_gradient(dy, weight, ctx.layout) if ctx.needs_input_grad[0] else None
+        dw = products.weight_gradient(dy, x, weight, ctx.layout) if ctx.needs_input_grad[4] else None
         return dx, None, None, None, dw, *vectors
 
 
@@ -175,12 +176,12 @@ class _Block(torch.autograd.Function):
         ctx: Any, x: Tensor, layout: Layout, settings: list[tuple[MaskedBatchNorm2d, Drop]], *parameters: Tensor
     ) -> Tensor:
         first, second, around = _contiguous(parameters)
-        y_1 = kernels.convolve(x, first[0], first[1], layout)
+        y_1 = products.convolve(x, first[0], first[1], layout)
         norm_1, shrink_1, own_1 = _numbers(y_1, first, settings[0][0], layout)
         z_1 = kernels.normed(y_1, norm_1, settings[0][1], layout)
-        y_2 = kernels.convolve(z_1, second[0], second[1], layout)
+        y_2 = products.convolve(z_1, second[0], second[1], layout)
         norm_2, shrink_2, own_2 = _numbers(y_2, second, settings[1][0], layout)
-        led = x if around is None else kernels.convolve(x, around[0], around[1], layout)
+        led = x if around is None else products.convolve(x, around[0], around[1], layout)
         out = kernels.normed(y_2, norm_2, settings[1][1], layout, around=led)
         weights = first[0], second[0], None if around is None else around[0]
         ctx.save_for_backward(x, y_1, z_1, y_2, out, *norm_1, shrink_1, *norm_2, shrink_2, *weights)
@@ -198,13 +199,13 @@ class _Block(torch.autograd.Function):
         inner = _HalfGradient(Norm(*rest[:3]), rest[3], ctx.drops[0], layout, ctx.own[0])
 
         dy_2, through, vectors_2 = outer(y_2, out, grad.contiguous(), outer=True)
-        dz_1 = kernels.convolution_gradient(dy_2, weight_2, layout)
+        dz_1 = products.convolution_gradient(dy_2, weight_2, layout)
         dy_1, _, vectors_1 = inner(y_1, z_1, dz_1, outer=False)
         dx, around = _led(ctx, x, through, projection)
         if ctx.needs_input_grad[0]:
-            dx = kernels.convolution_gradient(dy_1, weight_1, layout, more=dx)
-        dw_1 = kernels.weight_gradient(dy_1, x, weight_1, layout) if ctx.needs_input_grad[3] else None
-        dw_2 = kernels.weight_gradient(dy_2, z_1, weight_2, layout) if ctx.needs_input_grad[7] else None
+            dx = products.convolution_gradient(dy_1, weight_1, layout, more=dx)
+        dw_1 = products.weight_gradient(dy_1, x, weight_1, layout) if ctx.needs_input_grad[3] else None
+        dw_2 = products.weight_gradient(dy_2, z_1, weight_2, layout) if ctx.needs_input_grad[7] else None
         return dx, None, None, dw_1, *vectors_1, dw_2, *vectors_2, *around
 
 
@@ -237,8 +238,8 @@ def _led(
     """What goes back around the block to x (N, I), and the gradients of the projection's weight and bias."""
     if projection is None:
         return through, (None, None)
-    dx = kernels.convolution_gradient(through, projection, ctx.layout) if ctx.needs_input_grad[0] else None
-    weight = kernels.weight_gradient(through, x, projection, ctx.layout) if ctx.needs_input_grad[11] else None
+    dx = products.convolution_gradient(through, projection, ctx.layout) if ctx.needs_input_grad[0] else None
+    weight = products.weight_gradient(through, x, projection, ctx.layout) if ctx.needs_input_grad[11] else None
     return dx, (weight, through.sum(dim=0, dtype=torch.float32))
 
 

@@ -125,3 +125,13 @@ static inline float fast_exp(float x) {
   const float y = p * power;
   return x != x ? x : (x < -87.0f ? 0.0f : y);
 }
+
+// CALL with T as bf16 or float, as `narrow_type` says.
+#define FOR_BOTH(CALL) \
+  if (narrow_type) {   \
+    using T = bf16;    \
+    CALL;              \
+  } else {             \
+    using T = float;   \
+    CALL;              \
+  }

@@ -363,15 +363,6 @@ void halved_gradient(const Example* examples, int64_t count, const T* grid, cons
 
 }  // namespace
 
-#define FOR_BOTH(CALL) \
-  if (narrow_type) {   \
-    using T = bf16;    \
-    CALL;              \
-  } else {             \
-    using T = float;   \
-    CALL;              \
-  }
-
 // `narrow_type`: grids are bf16, else float.
 API void grid_columns(int narrow_type, const Example* examples, int64_t count, const float* cube, int64_t height,
                       int64_t width, void* columns) {

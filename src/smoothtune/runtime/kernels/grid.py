@@ -1,4 +1,4 @@
-"""The kernels of `grid.cpp`, `grid_convolution.cpp` and `grid_float.cpp` on torch tensors: residual blocks over packed grids.
+"""The kernels of `grid.cpp` on torch tensors: what stands between the convolutions of packed grids, and how such grids lie.
 
 A packed grid is (N, C) T, bfloat16 or float32, contiguous: the real cells of a batch of grids, each example of its own height and
 width, with zeros between them (see `grid.h`). Vectors (C,), weights (O, I, k, k) and their gradients are float32. Knows
@@ -111,7 +111,7 @@ def available(dtype: torch.dtype = torch.bfloat16) -> bool:
 
 
 @cache
-def _library(name: str, dtype: torch.dtype) -> ctypes.CDLL:
+def library(name: str, dtype: torch.dtype) -> ctypes.CDLL:
     """The functions of `NAME.cpp`, which work on grids of `dtype`."""
     found = kernels(name) if available(dtype) else None
     assert found is not None, "ask `available` first"
@@ -123,7 +123,7 @@ def _library(name: str, dtype: torch.dtype) -> ctypes.CDLL:
 
 
 def _norms(layout: Layout) -> ctypes.CDLL:
-    return _library("grid", layout.dtype)
+    return library("grid", layout.dtype)
 
 
 def lay_out(mask_a: Tensor, mask_b: Tensor, dtype: torch.dtype = torch.bfloat16) -> Layout:
@@ -157,56 +157,6 @@ def columns_gradient(grad: Tensor, layout: Layout) -> Tensor:
     out = torch.empty(len(layout.table), 3, layout.height, layout.width)
     _norms(layout).grid_columns_back(*layout.whole_head, grad.data_ptr(), layout.height, layout.width, out.data_ptr())
     return out
-
-
-def convolve(x: Tensor, weight: Tensor, bias: Tensor, layout: Layout) -> Tensor:
-    """`x` (N, I) and `weight` (O, I, k, k), k 1 or 3, to (N, O), of no meaning where cells are not real."""
-    return _product(x, weight, (bias, None), layout, backward=False)
-
-
-def convolution_gradient(grad: Tensor, weight: Tensor, layout: Layout, *, more: Tensor | None = None) -> Tensor:
-    """The gradient (N, I) of what `weight` (O, I, k, k) convolved from that of the result, `grad` (N, O), plus `more`."""
-    return _product(grad, weight, (None, more), layout, backward=True)
-
-
-def _product(
-    x: Tensor, weight: Tensor, added: tuple[Tensor | None, Tensor | None], layout: Layout, *, backward: bool
-) -> Tensor:
-    out, entering, taps = weight.shape[0], weight.shape[1], weight[0, 0].numel()
-    packed = torch.empty(weight.numel(), dtype=layout.dtype)
-    reads, writes = (out, entering) if backward else (entering, out)
-    y = layout.grid(writes)
-    if layout.dtype == torch.float32:
-        library = _library("grid_float", layout.dtype)
-        pack, convolved = library.grid_float_pack, library.grid_float_convolve
-    else:
-        library = _library("grid_convolution", layout.dtype)
-        pack, convolved = library.grid_pack, library.grid_convolve
-    pack(weight.data_ptr(), out, entering, taps, backward, packed.data_ptr())
-    convolved(
-        *layout.head, x.data_ptr(), packed.data_ptr(), _address(added[0]), _address(added[1]), y.data_ptr(),
-        taps, reads, writes,
-    )  # fmt: skip
-    return y
-
-
-def weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, layout: Layout) -> Tensor:
-    """The gradient of `weight` (O, I, k, k) from that of the result (N, O) and what was convolved, `x` (N, I)."""
-    out, entering, taps = weight.shape[0], weight.shape[1], weight[0, 0].numel()
-    gradient = torch.empty(weight.shape)
-    if layout.dtype == torch.float32:
-        sums = torch.empty(weight.numel())
-        _library("grid_float", layout.dtype).grid_float_weight_gradient(
-            *layout.head, grad.data_ptr(), x.data_ptr(), sums.data_ptr(), gradient.data_ptr(), taps, entering, out
-        )
-        return gradient
-    library = _library("grid_convolution", layout.dtype)
-    space = torch.empty(library.grid_workspace(*layout.head, taps, entering, out), dtype=torch.uint8)
-    library.grid_weight_gradient(
-        *layout.head, layout.cells, grad.data_ptr(), x.data_ptr(), space.data_ptr(), gradient.data_ptr(),
-        taps, entering, out,
-    )  # fmt: skip
-    return gradient
 
 
 def statistics(y: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:

@@ -320,15 +320,6 @@ void activation_any(int kind, const T* u, const float* bias, int64_t rows, int64
 
 }  // namespace
 
-#define FOR_BOTH(CALL) \
-  if (narrow_type) {   \
-    using T = bf16;    \
-    CALL;              \
-  } else {             \
-    using T = float;   \
-    CALL;              \
-  }
-
 API void residual_norm_forward_(int narrow_type, const void* y, const float* bias, const void* x, const float* gamma,
                                 const float* beta, float eps, const int64_t* places, float rate, uint64_t stream,
                                 int64_t rows, int64_t width, void* z, void* out, float* mean, float* rstd) {
