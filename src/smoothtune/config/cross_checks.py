@@ -15,7 +15,7 @@ from smoothtune.errors import Problem
 
 def cross_checks(experiment: Experiment) -> list[Problem]:
     """Every contradiction between tables of the experiment."""
-    problems = [*_name_problems(experiment), *_column_problems(experiment)]
+    problems = [*_name_problems(experiment), *_column_problems(experiment), *_recipe_problems(experiment)]
     problems += [*_trunk_problems(experiment), *_weight_problems(experiment), *_adaptation_problems(experiment)]
     for number, stage in enumerate(experiment.stages):
         path = f"stages.{number}"
@@ -28,6 +28,11 @@ def _name_problems(experiment: Experiment) -> Iterator[Problem]:
     for name in ("score", "plain_mean"):
         if name in experiment.tasks:
             yield Problem(f"tasks.{name}", f"a task cannot be called {name!r}: `stop.metric` gives that name to a mean")
+
+
+def _recipe_problems(experiment: Experiment) -> Iterator[Problem]:
+    if experiment.recipe == "auto" and "stages" in experiment.model_fields_set:
+        yield Problem("recipe", '"auto" chooses the stages, and [[stages]] are given; remove one of them')
 
 
 def _column_problems(experiment: Experiment) -> Iterator[Problem]:
@@ -107,6 +112,7 @@ def _stage_problems(experiment: Experiment, stage: Stage, path: str) -> Iterator
     known += [f"{name}.{metric}" for name in tasks if name in experiment.tasks for metric in _metrics(experiment, name)]
     if stage.stop.metric not in known:
         yield Problem(f"{path}.stop.metric", f"got {stage.stop.metric!r}, expected one of {', '.join(known)}")
+    yield from _init_problems(experiment, stage, path)
     if stage.stop.per_task and stage.stop.patience is None:
         yield Problem(f"{path}.stop.per_task", "needs `stop.patience`: without it no task ever finishes")
     if len(set(stage.weighting)) < len(stage.weighting):
@@ -115,6 +121,20 @@ def _stage_problems(experiment: Experiment, stage: Stage, path: str) -> Iterator
         yield from _selector_problems(experiment, stage, path)
         yield from _rate_problems(stage, path)
         yield from regulariser_problems(experiment, stage, path)
+
+
+def _init_problems(experiment: Experiment, stage: Stage, path: str) -> Iterator[Problem]:
+    """Keys of a probe without one, and a probe whose outputs would not train, so that no checkpoint would hold them."""
+    stop = stage.stop
+    if stage.init is None and stop.max_steps == 0:
+        yield Problem(f"{path}.stop.max_steps", 'is 0: nothing would be learned; give 1 or more, or init = "probe"')
+    if stop.keep == "last" and (stop.patience is not None or stop.no_task_below_start):
+        other = "patience" if stop.patience is not None else "no_task_below_start"
+        yield Problem(f"{path}.stop.keep", f'"last" contradicts `stop.{other}`, which is about the best state')
+    lacking = [task for task in experiment.stage_tasks(stage) if not {"outputs", f"outputs.{task}"} & set(stage.train)]
+    if stage.init is not None and lacking:
+        what = f'"probe" sets the outputs, and those of {", ".join(lacking)} do not train; add "outputs" to `train`'
+        yield Problem(f"{path}.init", what)
 
 
 def _rate_problems(stage: Stage, path: str) -> Iterator[Problem]:

@@ -77,8 +77,21 @@ class Experiment(Options):
     trunks: dict[Name, TrunkOptions] = Field({})
     lora: LoraOptions = LoraOptions()
     adapters: AdapterOptions = AdapterOptions()
+    recipe: Literal["auto", "none"] = Field(
+        "none",
+        description="auto: trunks, class weights and the one stage are chosen from the data, beginning with a linear probe; "
+        "the default of an experiment without stages; none: the stages as they stand",
+    )
     stages: tuple[Stage, ...] = Field((Stage(),), min_length=1)
     runtime: RuntimeOptions = RuntimeOptions()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _choose_recipe(cls, values: Any) -> Any:
+        """An experiment without stages leaves them to the recipe, unless it says otherwise."""
+        if isinstance(values, dict) and "recipe" not in values and "stages" not in values:
+            return {**values, "recipe": "auto"}
+        return values
 
     @model_validator(mode="before")
     @classmethod

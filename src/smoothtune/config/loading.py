@@ -108,7 +108,9 @@ def to_toml(experiment: Experiment) -> str:
     for part in _ADAPTATIONS:
         if part not in experiment.model_fields_set and not experiment.adapts(part):
             del table[part]  # a table that nothing reads is refused
-    for stage in table["stages"]:
+    if experiment.recipe == "auto":
+        del table["stages"]  # they are chosen from the data
+    for stage in table.get("stages", ()):
         stage.setdefault("gradient_clip", False)
         del stage["schedule_options"]["kind"]  # `schedule` says it; a second place could contradict it
     return tomli_w.dumps(table)

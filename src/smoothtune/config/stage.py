@@ -36,7 +36,11 @@ class Stop(Options):
     patience: int | None = Field(None, ge=1, description="epochs without improvement before the stage ends")
     threshold: float = Field(0.0, ge=0, description="an improvement must exceed the best value by more than this")
     max_epochs: int = Field(3, ge=1)
-    max_steps: int | None = Field(None, ge=1, description="optimiser steps")
+    max_steps: int | None = Field(None, ge=0, description='optimiser steps; 0, with init = "probe": the probe as it is')
+    keep: Literal["best", "last"] = Field("best", description="the state that the stage leaves, of those it evaluates")
+    no_task_below_start: bool = Field(
+        False, description="only a state in which no task is below its metric before the first step counts as the best"
+    )
     per_task: bool = Field(
         False, description="each task stops by its own metric: it leaves the schedule and its best output is kept"
     )
@@ -88,6 +92,10 @@ class Stage(Options):
         alias="from",
         description="the earlier stage whose best state this one begins with, or `start`, the state before any stage; "
         "default: the stage before",
+    )
+    init: Literal["probe"] | None = Field(
+        None,
+        description="probe: outputs begin as a linear probe of the features of the training rows, by cross-validation",
     )
     frozen_dropout: bool = Field(
         False, description="whether dropout stays on inside what is frozen; its running statistics never move"

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from smoothtune.config.options import Options
 from smoothtune.types import Input, Needs
 
 Pooling = Literal["cls", "mean"]
+Scaling = Literal["none", "unit", "standard"]
+
+
+def _as_tuple(value: Any) -> Any:
+    return (value,) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+Layers = Annotated[
+    tuple[Annotated[int, Field(ge=0)], ...] | None,
+    BeforeValidator(_as_tuple, json_schema_input_type=int | list[int] | None),
+    Field(min_length=1, description="whose states it pools, side by side; 0: the embeddings; default: the last layer"),
+]
 
 
 class TrunkBase(Options):
@@ -23,8 +35,36 @@ class TrunkBase(Options):
         """All token states, or no more than their first (`cls`) or their mean: then it answers a pooled state alike."""
         return "states"
 
+    @property
+    def reads(self) -> tuple[int, ...] | None:
+        """The layers whose states it reads, side by side; None for the last one."""
+        return None
 
-class ClsTrunk(TrunkBase):
+
+class PooledTrunk(TrunkBase):
+    """What trunks of pooled states have in common.
+
+    `unit` brings each pooled state to length sqrt(D); `standard` shifts and scales each feature by statistics of the
+    training rows, which `init = "probe"` computes.
+    """
+
+    layers: Layers = None
+    scaling: Scaling = Field("none", description='of the features: `unit` length, or `standard`, set by init = "probe"')
+
+    @field_validator("layers")
+    @classmethod
+    def _rising(cls, layers: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if layers is not None and list(layers) != sorted(set(layers)):
+            raise ValueError(f"layers must rise, got {', '.join(map(str, layers))}")
+        return layers
+
+    @property
+    def reads(self) -> tuple[int, ...] | None:
+        """See `TrunkBase.reads`."""
+        return self.layers
+
+
+class ClsTrunk(PooledTrunk):
     """One text: the state of its first token."""
 
     input: ClassVar[Input] = "single"
@@ -37,7 +77,7 @@ class ClsTrunk(TrunkBase):
         return "cls"
 
 
-class MeanTrunk(TrunkBase):
+class MeanTrunk(PooledTrunk):
     """One text: the mean of its token states."""
 
     input: ClassVar[Input] = "single"
@@ -69,12 +109,13 @@ class ConvBilstmTrunk(TrunkBase):
         return kernel
 
 
-class SiameseTrunk(TrunkBase):
+class SiameseTrunk(PooledTrunk):
     """Two texts: u, v, |u - v| and u * v of their pooled states."""
 
     input: ClassVar[Input] = "separate"
     kind: Literal["siamese"] = "siamese"
     pooling: Pooling = "mean"
+    cosine: bool = Field(False, description="the cosine of u and v as one more feature, for each layer")
     dropout: float = Field(0.1, ge=0, lt=1)
 
     @property
@@ -96,7 +137,7 @@ class CosineTrunk(TrunkBase):
         return self.pooling
 
 
-class JointTrunk(TrunkBase):
+class JointTrunk(PooledTrunk):
     """Two texts read as one sequence by the encoder: its pooled state."""
 
     input: ClassVar[Input] = "joint"

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,7 +67,8 @@ class StateColumn:
 class StateStore:
     """One folder of states: those of `rows` (M,), ascending, of `column`, from the encoder that `encoder` names.
 
-    `needs` is what is kept: all token states in `dtype`, or one pooled float32 state per row, both of `width` D.
+    `needs` is what is kept: all token states in `dtype`, or one pooled float32 state per row, both of `width` D. With
+    `layers` those of K layers stand side by side, and `width` is K * D.
     """
 
     cache: Path
@@ -77,6 +79,7 @@ class StateStore:
     needs: Needs
     dtype: torch.dtype
     width: int
+    layers: tuple[int, ...] | None = None
 
     @property
     def kept_in(self) -> torch.dtype:
@@ -85,7 +88,8 @@ class StateStore:
 
     def folder(self) -> Path:
         """Where it is, or will be: named by encoder, token ids, segments, dtype and what is kept. Reads all ids."""
-        identity = [_FORMAT, self.encoder, self.needs, str(self.dtype), self.width, self.joint]
+        identity: list[Any] = [_FORMAT, self.encoder, self.needs, str(self.dtype), self.width, self.joint]
+        identity += [] if self.layers is None else [self.layers]
         digest = hashlib.sha256(json.dumps(identity).encode())
         for part in _content(self.column, self.rows, self.joint):
             digest.update(part)

@@ -51,6 +51,20 @@ def answer_tasks(
     return {task: together.joined_rows(found) for task, found in logits.items()}
 
 
+def features_of(model: MultiTaskModel, examples: Examples, *, dtype: torch.dtype) -> np.ndarray:
+    """What the task's output reads of all examples in their order, (N, F) float32, in eval mode; see `answer_tasks`."""
+    together = processes.current()
+    trunk = model.trunks[model.tasks[examples.task].trunk]
+    found = np.zeros((len(examples), trunk.features), dtype=np.float32)
+    batches = token_batches(examples.lengths(), limit=examples.limit, columns=len(examples.columns))
+    with at_rest(model), torch.inference_mode(), computing_in(dtype, model.device):
+        for number, positions in enumerate(batches):
+            if number % together.world == together.rank:
+                features = model.features_of(examples.batch(positions).to(model.device))
+                found[positions] = features.float().cpu().numpy()
+    return together.joined_rows(found)
+
+
 def space(model: MultiTaskModel, task: str, rows: int) -> np.ndarray:
     """An array of 0 for the logits of a task, (N, C) or (N,), float32."""
     node = model.tasks[task]

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from smoothtune.config.adaptations import Target
@@ -25,6 +26,21 @@ class Encoded(NamedTuple):
 
     states: Tensor
     inputs: tuple[Tensor, ...]
+
+    def of_layers(self, layers: tuple[int, ...] | None) -> Tensor:
+        """The states after each of `layers`, 0 being the embeddings, side by side (R, T, K * D); of None, after the last.
+
+        Only of a pass that kept its inputs from the first layer on.
+        """
+        if layers is None:
+            return self.states
+        every = (*self.inputs, self.states)
+        return torch.cat([every[layer] for layer in layers], dim=2)
+
+    def part(self, begin: int, end: int, width: int) -> Encoded:
+        """Rows `begin` to `end`, their first `width` tokens."""
+        states, *inputs = (part[begin:end, :width] for part in (self.states, *self.inputs))
+        return Encoded(states, tuple(inputs))
 
 
 class Encoder(nn.Module, ABC):

@@ -135,17 +135,18 @@ class MultiTaskModel(nn.Module):
             if perturbation is not None or keep_inputs:
                 raise ValueError(f"task {batch.task}: kept states have no layer inputs; make the batch without states")
             return Answer(self.answer(batch.task, batch.states, batch.tokens.mask), batch.states, ())
+        several = self.layers_of(batch.task) is not None  # then a pass needs the states of all rows below its layer too
         encoded = self.encoder(
             batch.tokens,
             perturbation=perturbation,
             layer=layer,
-            keep_inputs=keep_inputs,
-            start=earlier.start,
-            rows=earlier.rows,
+            keep_inputs=keep_inputs or several,
+            start=None if several else earlier.start,
+            rows=None if several else earlier.rows,
             adaptations=Adaptations.of([(len(batch.tokens.mask), self.adaptation_of(batch.task))]),
         )
-        states = earlier.completed(encoded.states)
-        return Answer(self.answer(batch.task, states, batch.tokens.mask), states, encoded.inputs)
+        states = earlier.completed(encoded.of_layers(self.layers_of(batch.task)))
+        return Answer(self.answer(batch.task, states, batch.tokens.mask), states, encoded.inputs if keep_inputs else ())
 
     def answers(self, batch: Batch, tasks: Iterable[str]) -> dict[str, Tensor]:
         """Logits of several tasks that read the same input, from one pass of the encoder, by task.
@@ -159,15 +160,22 @@ class MultiTaskModel(nn.Module):
     def mixed_answers(self, batch: MixedBatch) -> dict[str, Tensor]:
         """Logits by task of a mixed batch, from one pass of the encoder: each row goes through its own adaptation."""
         runs = [(part.rows, self.adaptation_of(part.tasks[0])) for part in batch.parts]
-        states = self.encoder(batch.tokens, adaptations=Adaptations.of(runs)).states
+        several = any(self.layers_of(task) is not None for part in batch.parts for task in part.tasks)
+        encoded = self.encoder(batch.tokens, keep_inputs=several, adaptations=Adaptations.of(runs))
         found: dict[str, Tensor] = {}
         begin = 0
         for part in batch.parts:
-            rows = slice(begin, begin + part.rows)
-            mine, mask = states[rows, : part.width], batch.tokens.mask[rows, : part.width]
-            found.update({task: self.answer(task, mine, mask) for task in part.tasks})
+            rows = encoded.part(begin, begin + part.rows, part.width)
+            mask = batch.tokens.mask[begin : begin + part.rows, : part.width]
+            for task in part.tasks:
+                found[task] = self.answer(task, rows.of_layers(self.layers_of(task)), mask)
             begin += part.rows
         return found
+
+    def layers_of(self, task: str) -> tuple[int, ...] | None:
+        """The layers whose states the task's trunk reads side by side; None for the last one alone."""
+        layers: tuple[int, ...] | None = getattr(self.trunks[self.tasks[task].trunk], "layers", None)
+        return layers
 
     def adaptation_of(self, task: str) -> Adaptation:
         """The task's own LoRA and adapters. Raises `UsageError` while the LoRA of another task is merged."""
@@ -209,17 +217,33 @@ class MultiTaskModel(nn.Module):
             self._merged = None
 
     def answer(self, task: str, states: Tensor, mask: Tensor) -> Tensor:
-        """Logits from token states (R, T, D) and mask (R, T); the two texts of pairs lie stacked."""
+        """Logits from token states (R, T, D) and mask (R, T); the two texts of pairs lie stacked.
+
+        Where the trunk reads K layers, their states lie side by side: (R, T, K * D).
+        """
+        logits: Tensor = self.outputs[task](self.features(task, states, mask))
+        return logits
+
+    def features_of(self, batch: Batch) -> Tensor:
+        """The features (B, F) that the task's output reads, of a batch of the task; without a gradient to go back by."""
+        states, mask = batch.states, batch.tokens.mask
+        if states is None:
+            layers, runs = self.layers_of(batch.task), [(len(mask), self.adaptation_of(batch.task))]
+            encoded = self.encoder(batch.tokens, keep_inputs=layers is not None, adaptations=Adaptations.of(runs))
+            states = encoded.of_layers(layers)
+        return self.features(batch.task, states, mask)
+
+    def features(self, task: str, states: Tensor, mask: Tensor) -> Tensor:
+        """The features (B, F) that the task's output reads, from what `answer` takes."""
         node = self.tasks[task]
         trunk = self.trunks[node.trunk]
         if node.reads == "separate":
             half = len(states) // 2
             sides = [_trimmed(states[:half], mask[:half]), _trimmed(states[half:], mask[half:])]
-            features = trunk(*sides[0], *sides[1])
+            features: Tensor = trunk(*sides[0], *sides[1])
         else:
             features = trunk(states, mask)
-        logits: Tensor = self.outputs[task](features)
-        return logits
+        return features
 
 
 def _trimmed(states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -64,6 +64,25 @@ class TwoLayerOutput(nn.Module):
             return read
 
 
+def set_linear(output: LinearOutput | TwoLayerOutput, weight: Tensor, bias: Tensor) -> None:
+    """Make an output answer `weight` x + `bias` for features x: (K, F) and (K,), logits, or label units of a regression.
+
+    K is C for a classification, else 1. A regression whose output squashes takes them before the sigmoid, over its range.
+    Two layers keep their first one: the second takes it back by its pseudo-inverse.
+    """
+    reading, last = output.reading, output.linear
+    if reading.kind == "regression" and not reading.squash:
+        span = reading.high - reading.low
+        weight, bias = weight / span, (bias - reading.low) / span
+    if isinstance(output, TwoLayerOutput):
+        first = output.hidden
+        weight = weight @ torch.linalg.pinv(first.weight.detach().to(weight))
+        bias = bias - weight @ first.bias.detach().to(weight)
+    with torch.no_grad():
+        last.weight.copy_(weight)
+        last.bias.copy_(bias)
+
+
 class Reading(nn.Module):
     """How the last layer's numbers are read: `classification` logits, `binary` one logit, `regression` label units.
 

@@ -16,6 +16,8 @@ from smoothtune.training.selection import own_parts
 from smoothtune.training.state import STRICT, under
 from smoothtune.training.stopping import Stopping
 
+_ROUNDING = 1e-9
+
 
 class RuleState(BaseModel):
     """What a `Rule` keeps; the parts are checked by those whose they are."""
@@ -63,7 +65,11 @@ class Rule:
     def __init__(self, stage: Stage, tasks: tuple[str, ...]) -> None:
         stop = stage.stop
         self._metric = stop.metric
-        self.stopping = Stopping(patience=stop.patience, threshold=stop.threshold)
+        self.stopping = Stopping(
+            patience=stop.patience, threshold=stop.threshold, keep_last=stop.keep == "last"
+        )  # fmt: skip
+        self._holds_tasks = stop.no_task_below_start
+        self.floor: dict[str, float] = {}
         self.by_task = (
             {task: Stopping(patience=stop.patience, threshold=stop.threshold) for task in tasks}
             if stop.per_task
@@ -76,6 +82,7 @@ class Rule:
 
     def start(self, scores: StageScores, model: MultiTaskModel) -> None:
         """Begin with the scores of `model` as those to beat."""
+        self.set_floor(scores)
         self.stopping.start(scores.value(self._metric))
         for task, stopping in self.by_task.items():
             stopping.start(scores.main[task])
@@ -83,7 +90,8 @@ class Rule:
 
     def take(self, scores: StageScores) -> tuple[bool, tuple[str, ...]]:
         """Whether the stage's value improved, and the tasks that finished now."""
-        improved = self.stopping.improves(scores.value(self._metric))
+        held_back = bool(self.below_start(scores))
+        improved = self.stopping.improves(math.nan if held_back else scores.value(self._metric))
         better = {
             task: self.by_task[task].improves(scores.main[task]) for task in self._running if task in self.by_task
         }
@@ -91,6 +99,19 @@ class Rule:
         finished = tuple(task for task in better if self.by_task[task].finished)
         self._running = [task for task in self._running if task not in finished]
         return improved, finished
+
+    def set_floor(self, scores: StageScores) -> None:
+        """Let no task of the best state be below these scores, where the stage asks for that."""
+        if self._holds_tasks:
+            self.floor = {task: value for task, value in scores.main.items() if math.isfinite(value)}
+
+    def below_start(self, scores: StageScores) -> dict[str, tuple[float, float]]:
+        """The tasks whose metric is below what the stage began with: what it was and what it is."""
+        return {
+            task: (floor, scores.main[task])
+            for task, floor in self.floor.items()
+            if not scores.main[task] >= floor - _ROUNDING
+        }
 
     def keep_task(self, task: str, model: MultiTaskModel) -> None:
         """Keep what belongs to the task alone as it is now: its output, LoRA and adapters."""

@@ -198,7 +198,8 @@ class StageRun:
         if improved or not live.best.kept:
             live.after = report.dev
         yield from live.notices.new(records)
-        yield StageEpoch(report, improved, finished, parts.module.weighting.factors(), records)
+        below = rule.below_start(report.dev)
+        yield StageEpoch(report, improved, finished, parts.module.weighting.factors(), records, below)
 
     def _choose(self) -> dict[str, torch.nn.Parameter]:
         chosen = chosen_parameters(self.model, self.stage, tuple(self.examples))
@@ -250,7 +251,7 @@ class StageRun:
 def _probed(live: Live, step: int) -> Records:
     """What the regularisers do after `step` steps: the same in every process, so that none needs the others for it."""
     with computing_with(ALONE):
-        return live.probe(step, step / live.parts.total_steps)
+        return live.probe(step, step / max(live.parts.total_steps, 1))
 
 
 def _total_steps(schedule: Schedule, stage: Stage) -> int:

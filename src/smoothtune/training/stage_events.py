@@ -39,7 +39,8 @@ class StageEpoch:
     """After an epoch: the loop's report, whether this is the new best, and the tasks that finished with it.
 
     Where the state that the stage began with is the one to beat, it comes first, as epoch -1. `probe` holds what the
-    regularisers do to this state, by task and regulariser.
+    regularisers do to this state, by task and regulariser. `below` are the tasks that keep it from being the best state:
+    their metric before the first step and now (`stop.no_task_below_start`).
     """
 
     report: EpochReport
@@ -47,6 +48,7 @@ class StageEpoch:
     finished: tuple[str, ...]
     factors: dict[str, float]
     probe: Records = field(default_factory=dict)
+    below: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

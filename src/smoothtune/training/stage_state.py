@@ -75,6 +75,8 @@ def go_on(live: Live, state: Mapping[str, Any], evaluate: Evaluation, *, entry_c
     _take_regularisers(live, found.regularisers)
     _take_rule(live, found, {**model.state_dict(), **weights})
     live.before = _scores("before", found.before, live, evaluate)
+    if live.before is not None:
+        live.rule.set_floor(live.before)
     live.after = _scores("after", found.after, live, evaluate)
     _check_scores(live, entry_counts)
     give_weights(model, weights)

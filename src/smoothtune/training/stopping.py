@@ -24,12 +24,14 @@ class Stopping:
     """Follows one value over the epochs.
 
     A value improves when it beats the best by more than `threshold`; after `patience` epochs in a row without
-    improvement the value has finished (Wang, section 4.3, item 1). Without patience it never finishes.
+    improvement the value has finished (Wang, section 4.3, item 1). Without patience it never finishes. With
+    `keep_last` the last value is the best one.
     """
 
-    def __init__(self, *, patience: int | None, threshold: float) -> None:
+    def __init__(self, *, patience: int | None, threshold: float, keep_last: bool = False) -> None:
         self.patience = patience
         self.threshold = threshold
+        self.keep_last = keep_last
         self.best = -math.inf
         self.waited = 0
 
@@ -39,7 +41,13 @@ class Stopping:
             self.best = value
 
     def improves(self, value: float) -> bool:
-        """Take the value of one epoch; whether it is the new best. A value that is not a number never is."""
+        """Take the value of one epoch; whether it is the new best. A value that is not a number never is.
+
+        With `keep_last` each state takes the place of the one before, whatever its value.
+        """
+        if self.keep_last:
+            self.best = value if math.isfinite(value) else -math.inf
+            return True
         if math.isfinite(value) and value > self.best + self.threshold:
             self.best, self.waited = value, 0
             return True

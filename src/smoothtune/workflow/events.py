@@ -9,6 +9,7 @@ from smoothtune.evaluation.scores import Scores
 from smoothtune.training.stage_events import StageEvent
 from smoothtune.workflow.check import CheckReport
 from smoothtune.workflow.frozen import Encoding, FrozenStates
+from smoothtune.workflow.recipe import Choosing
 from smoothtune.workflow.run import Run
 
 
@@ -60,4 +61,4 @@ class RunEnd:
     undefined: dict[str, str]
 
 
-Event = RunBegin | Resumed | Encoding | FrozenStates | StageEvent | Interrupting | RunEnd
+Event = Choosing | RunBegin | Resumed | Encoding | FrozenStates | StageEvent | Interrupting | RunEnd

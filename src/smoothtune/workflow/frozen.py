@@ -28,6 +28,8 @@ from smoothtune.runtime.device import computing_in
 from smoothtune.runtime.kernels.building import told
 from smoothtune.types import Needs
 
+StateNeeds = tuple[Needs, tuple[int, ...] | None]
+"""Which states of a text are needed, and of which layers, side by side; None for the last layer."""
 WINDOW_ROWS = 1 << 15  # sorted by length together, so that what is written lies close together
 
 
@@ -81,7 +83,11 @@ class StateKeeper:
     listen: Callable[[Encoding | FrozenStates], None]
 
     def give(
-        self, splits: Sequence[Mapping[str, Examples]], needs: Mapping[str, Needs], *, at_most: int | None = None
+        self,
+        splits: Sequence[Mapping[str, Examples]],
+        needs: Mapping[str, StateNeeds],
+        *,
+        at_most: int | None = None,
     ) -> list[dict[str, Examples]]:
         """The same examples with the states that each task `needs`, or as they are where these cannot be kept.
 
@@ -110,12 +116,34 @@ class StateKeeper:
         self.listen(FrozenStates(self.stage, _texts(every.values()), encoded, size, seconds, obstacle, short))
         return given
 
-    def _wanted(self, examples: Examples, needs: Needs, encoder: str) -> list[_Wanted]:
+    def in_memory(self, examples: Examples, needs: StateNeeds) -> Examples:
+        """The same examples with pooled states that no disk has room for."""
+        columns = []
+        for item in self._wanted(examples, needs, ""):
+            rows = len(item.store.rows)
+            values = torch.empty(rows, item.store.width)
+            with at_rest(self.encoder), torch.inference_mode(), computing_in(self.dtype, self._device):
+                self._fill(item, lambda done: None, values, np.arange(rows + 1))
+            columns.append(StateColumn(item.store.rows, values, None))
+        return replace(examples, states=tuple(columns))
+
+    def _wanted(self, examples: Examples, needs: StateNeeds, encoder: str) -> list[_Wanted]:
         """One store per token column."""
         rows = examples.chosen if bool(np.all(np.diff(examples.chosen) > 0)) else np.unique(examples.chosen)
-        joint, width = examples.reads == "joint", self.encoder.width
+        kind, layers = needs
+        width = self.encoder.width * (1 if layers is None else len(layers))
         stores = [
-            StateStore(self.cache, encoder, column, rows, joint=joint, needs=needs, dtype=self.dtype, width=width)
+            StateStore(
+                self.cache,
+                encoder,
+                column,
+                rows,
+                joint=examples.reads == "joint",
+                needs=kind,
+                dtype=self.dtype,
+                width=width,
+                layers=layers,
+            )
             for column in examples.columns
         ]
         return [_Wanted(examples, store, store.folder()) for store in stores]
@@ -142,7 +170,7 @@ class StateKeeper:
         for places in _batches(lengths, examples.limit):
             tokens = pad([(column, store.rows[places])], store.joint, examples.pad_id, examples.limit)
             tokens = tokens.to(self._device)
-            states = self.encoder(tokens).states
+            states = self.encoder(tokens, keep_inputs=store.layers is not None).of_layers(store.layers)
             if store.needs == "states":
                 kept, into = states[tokens.mask], _spans(starts[places], lengths[places])
             else:

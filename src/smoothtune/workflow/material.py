@@ -12,13 +12,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from tokenizers import Tokenizer
 
+from smoothtune.bounded import parse_toml
 from smoothtune.config.experiment import Experiment, trunk_options
+from smoothtune.config.loading import to_toml, validated
 from smoothtune.config.stage import Stage
 from smoothtune.data.batching import Examples
+from smoothtune.data.columns import gathered
 from smoothtune.data.task_data import make_examples, read_tasks
 from smoothtune.data.tokenising import load_tokenizer
 from smoothtune.evaluation.scores import Scores, score_tasks
@@ -30,10 +34,14 @@ from smoothtune.objective.weighting import TaskFacts
 from smoothtune.runtime import processes
 from smoothtune.runtime.device import keep_memory_mapped, pick_device, pick_dtype, set_threads
 from smoothtune.runtime.kernels.building import notes
+from smoothtune.runtime.processes import ALONE, computing_with
 from smoothtune.training.stage import StageRun
 from smoothtune.workflow.check import check_encoder, encoding_of, report_on
 from smoothtune.workflow.frozen import Encoding, FrozenStates, StateKeeper, content_of
 from smoothtune.workflow.identity import Identity, check_alike, data_of, identity_of
+from smoothtune.workflow.probe_fit import FittedProbe, ProbeRows, set_probes
+from smoothtune.workflow.recipe import Choosing, Recipe, choose_recipe
+from smoothtune.workflow.recipe_inputs import RecipeInputs
 from smoothtune.workflow.scoring import EpochEvaluation, answers_of, undefined
 from smoothtune.workflow.staged_model import StagedModel
 
@@ -54,8 +62,15 @@ class Material:
     Raises `ConfigurationError`, `DataError`, `ModelFileError` or `UsageError`.
     """
 
-    def __init__(self, experiment: Experiment, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        experiment: Experiment,
+        threads: int | None = None,
+        listen: Callable[[Choosing], None] = lambda event: None,
+    ) -> None:
         self.experiment = experiment
+        self.recipe: Recipe | None = None
+        self.staged: StagedModel
         self._together = processes.current()
         self._cache = cache_folder()
         with self._together.agreeing():
@@ -64,7 +79,26 @@ class Material:
             self.data = read_tasks(experiment, Path.cwd(), self._cache)
             self.check = report_on(experiment, self.data, self._tokenizer, self._cache)
         self._labels = {name: data.labels for name, data in self.data.items()}
+        if experiment.recipe == "auto":
+            self._choose_recipe(listen)
         self.staged.make(self._labels)
+
+    def _choose_recipe(self, listen: Callable[[Choosing], None]) -> None:
+        """Take the experiment that the recipe makes of this one; the first process decides."""
+        inputs = RecipeInputs(
+            self.experiment, self.data, self._tokenizer, self.staged.encoder, self.device, self.dtype, self._accelerator,
+            self._cache,
+        )  # fmt: skip
+        with self._together.agreeing(), computing_with(ALONE):
+            if self._together.is_main:
+                self.recipe = choose_recipe(inputs, listen)
+                self.experiment = self.recipe.experiment
+        if not self._together.alone:
+            own = to_toml(self.experiment) if self._together.is_main else ""
+            table = parse_toml(self._together.of_main(own))
+            self.experiment = validated(table, "the experiment that the recipe chose:")
+        self.data = {name: replace(data, task=self.experiment.tasks[name]) for name, data in self.data.items()}
+        self.staged = StagedModel(self.experiment, self._checkpoint, self.device, self.staged.encoder)
 
     def _prepare(self, threads: int | None) -> None:
         """All but the data."""
@@ -75,10 +109,10 @@ class Material:
         self.threads = set_threads(asked, self._together)
         keep_memory_mapped()
         self.notes = notes(self.device.type)
-        checkpoint = find_checkpoint(experiment.encoder)
-        self._tokenizer: Tokenizer = load_tokenizer(checkpoint)
-        check_encoder(experiment, read_architecture(checkpoint))
-        self.staged = StagedModel(experiment, checkpoint, self.device)
+        self._checkpoint = find_checkpoint(experiment.encoder)
+        self._tokenizer: Tokenizer = load_tokenizer(self._checkpoint)
+        check_encoder(experiment, read_architecture(self._checkpoint))
+        self.staged = StagedModel(experiment, self._checkpoint, self.device)
 
     def identity(self) -> Identity:
         """What must be equal for a run to go on, and in all its processes. To be asked before any training."""
@@ -95,12 +129,15 @@ class Material:
     def stage_run(self, begun: Begun) -> StageRun:
         """A stage ready to run; the model is made what the stage begins with."""
         number, stage = begun.number, self.experiment.stages[begun.number]
-        entry_counts = self.staged.begin(number, begun.run)
+        entry_counts = self.staged.begin(number, begun.run) or stage.init == "probe"
         names = self.experiment.stage_tasks(stage)
         with self._together.in_turn():
             train, dev = self._examples("train", names), self._examples("dev", names)
         dtype = pick_dtype(stage.precision, self.device)
-        if self.experiment.runtime.frozen_states == "auto" and encoding_of(self.experiment, number) == "kept":
+        if stage.init == "probe" and begun.goes_on_from is None:
+            self.probes = self._set_probes(train, dtype)
+        keeps = stage.stop.max_steps != 0 and encoding_of(self.experiment, number) == "kept"
+        if self.experiment.runtime.frozen_states == "auto" and keeps:
             train, dev = self._with_states(stage, train, dev, begun.listen)
         tasks = self.experiment.tasks
         return StageRun(
@@ -116,6 +153,15 @@ class Material:
             entry_counts=entry_counts,
             goes_on_from=begun.goes_on_from,
         )
+
+    def _set_probes(self, train: Mapping[str, Examples], dtype: torch.dtype) -> dict[str, FittedProbe]:
+        """Let the outputs of the stage's tasks begin as linear probes."""
+        rows = {}
+        for name, examples in train.items():
+            split = self.data[name].splits["train"]
+            groups = np.unique(gathered(split.table.keys(), split.chosen), return_inverse=True)[1]
+            rows[name] = ProbeRows(examples, groups)
+        return set_probes(self.staged.model, rows, dtype=dtype, seed=self.experiment.seed)
 
     def evaluate(self) -> tuple[Scores, dict[str, str]]:
         """The scores of the model on dev, and why some are `nan`, by `TASK.METRIC`."""
@@ -170,7 +216,8 @@ class Material:
     ) -> tuple[dict[str, Examples], dict[str, Examples]]:
         """The examples of a stage with the states of the encoder, which it does not train."""
         trunks, dtype = self.experiment.trunks, pick_dtype(stage.precision, self.device)
-        needs = {name: trunk_options(name, self.data[name].task, trunks).needs for name in train}
+        options = {name: trunk_options(name, self.data[name].task, trunks) for name in train}
+        needs = {name: (option.needs, option.reads) for name, option in options.items()}
         together = len(train) if stage.every_task else 1
         steps = stage.stop.max_steps
         batch = stage.batch_size * self._together.world

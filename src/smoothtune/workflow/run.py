@@ -71,12 +71,17 @@ def new_run_folder(run_dir: str | Path | None, name: str, *, empty: bool = False
             raise UsageError(
                 f"{folder}: is there and is not a run folder (it has no {EXPERIMENT}); give another --run-dir"
             ) from None
-        raise UsageError(
-            f"{folder}: exists already; a run never overwrites one: give another --run-dir, or --resume to go on with it"
-        ) from None
+        raise already_there(folder) from None
     except OSError as error:
         raise WriteError(f"{folder}: cannot be created: {error.strerror}") from None
     return folder
+
+
+def already_there(folder: Path) -> UsageError:
+    """The error of a run whose folder is taken."""
+    return UsageError(
+        f"{folder}: exists already; a run never overwrites one: give another --run-dir, or --resume to go on with it"
+    )
 
 
 def _before_all(name: str) -> bool:

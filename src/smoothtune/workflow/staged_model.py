@@ -38,11 +38,13 @@ class StagedModel:
 
     model: MultiTaskModel
 
-    def __init__(self, experiment: Experiment, checkpoint: Path, device: torch.device) -> None:
+    def __init__(
+        self, experiment: Experiment, checkpoint: Path, device: torch.device, encoder: Encoder | None = None
+    ) -> None:
         self.experiment = experiment
         self.device = device
         self._checkpoint = checkpoint
-        self.encoder: Encoder = load_encoder(checkpoint, experiment.encoder)
+        self.encoder: Encoder = load_encoder(checkpoint, experiment.encoder) if encoder is None else encoder
         self._labels: Labels = any_labels(experiment)
         self._holds: int | None = None  # the stage whose best state the model is
         self._chosen = trained_by_stage(experiment, self.encoder)

@@ -16,7 +16,15 @@ from smoothtune.workflow.events import Event, RunBegin, RunEnd
 from smoothtune.workflow.identity import check_kinds, configuration_of
 from smoothtune.workflow.material import Material
 from smoothtune.workflow.paths import absolute, moved
-from smoothtune.workflow.run import EXPERIMENT, Run, check_own, finished_run, new_run_folder, read_experiment
+from smoothtune.workflow.run import (
+    EXPERIMENT,
+    Run,
+    already_there,
+    check_own,
+    finished_run,
+    new_run_folder,
+    read_experiment,
+)
 from smoothtune.workflow.run_lock import RunLock
 from smoothtune.workflow.training_run import TrainingRun
 
@@ -60,7 +68,10 @@ def train(
             goes_on = resume and (Path(str(run_dir)) / EXPERIMENT).exists()
         if processes.any(goes_on)[0]:
             return _go_on(Path(str(run_dir)), wanted, allowed, listen, processes)
-        material = Material(wanted)
+        with processes.agreeing():
+            if processes.is_main and run_dir is not None and Path(run_dir).exists() and not resume:
+                raise already_there(Path(run_dir))
+        material = Material(wanted, listen=listen if processes.is_main else _nobody)
         folder = Path()
         with processes.agreeing():
             if processes.is_main:

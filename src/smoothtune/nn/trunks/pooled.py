@@ -6,47 +6,45 @@ from torch import Tensor, nn
 
 from smoothtune.config import trunks as config
 from smoothtune.nn.dropout import Dropout
-from smoothtune.nn.masked_pool import masked_mean, pool_tokens
+from smoothtune.nn.masked_pool import pool_tokens
+from smoothtune.nn.trunks.scaling import FeatureScaling
 
 
-class ClsTrunk(nn.Module):
-    """The state of the first token, F = D."""
+class _PooledTrunk(nn.Module):
+    """One pooled state for each of K layers, F = K * D; `layers` are those whose states it is given, None for the last."""
+
+    def __init__(self, options: config.PooledTrunk, width: int, pooling: config.Pooling, dropout: float) -> None:
+        super().__init__()
+        self.layers = options.layers
+        self.pooling = pooling
+        self._count = 1 if options.layers is None else len(options.layers)
+        self.features = self._count * width
+        self.scaling = FeatureScaling(options.scaling, self.features)
+        self.dropout = Dropout(dropout)
+
+    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
+        """`states` (B, T, K * D), `mask` (B, T) to (B, F)."""
+        pooled = self.scaling.states(pool_tokens(states, mask, self.pooling), self._count)
+        features: Tensor = self.dropout(self.scaling.features(pooled))
+        return features
+
+
+class ClsTrunk(_PooledTrunk):
+    """The state of the first token."""
 
     def __init__(self, options: config.ClsTrunk, width: int) -> None:
-        super().__init__()
-        self.features = width
-        self.dropout = Dropout(options.dropout)
-
-    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
-        """`states` (B, T, D), `mask` (B, T) to (B, F)."""
-        features: Tensor = self.dropout(states[:, 0])
-        return features
+        super().__init__(options, width, "cls", options.dropout)
 
 
-class MeanTrunk(nn.Module):
-    """The mean of the real token states, F = D."""
+class MeanTrunk(_PooledTrunk):
+    """The mean of the real token states."""
 
     def __init__(self, options: config.MeanTrunk, width: int) -> None:
-        super().__init__()
-        self.features = width
-        self.dropout = Dropout(options.dropout)
-
-    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
-        """`states` (B, T, D), `mask` (B, T) to (B, F)."""
-        features: Tensor = self.dropout(masked_mean(states, mask))
-        return features
+        super().__init__(options, width, "mean", options.dropout)
 
 
-class JointTrunk(nn.Module):
-    """The first or the mean state of a pair that the encoder read as one sequence, F = D."""
+class JointTrunk(_PooledTrunk):
+    """The first or the mean state of a pair that the encoder read as one sequence."""
 
     def __init__(self, options: config.JointTrunk, width: int) -> None:
-        super().__init__()
-        self.features = width
-        self.pooling = options.pooling
-        self.dropout = Dropout(options.dropout)
-
-    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
-        """`states` (B, T, D), `mask` (B, T) to (B, F)."""
-        features: Tensor = self.dropout(pool_tokens(states, mask, self.pooling))
-        return features
+        super().__init__(options, width, options.pooling, options.dropout)

@@ -1,0 +1,63 @@
+"""What the recipe chooses from: the experiment, its data and its encoder, and the few questions that it asks of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from tokenizers import Tokenizer
+
+from smoothtune.config.experiment import Experiment, trunk_options
+from smoothtune.data.batching import Examples
+from smoothtune.data.columns import gathered
+from smoothtune.data.task_data import TaskData, make_examples
+from smoothtune.evaluation.metrics import Floats
+from smoothtune.nn.encoder import Encoder
+from smoothtune.workflow.probe_fit import ProbeRows
+
+
+@dataclass(frozen=True, slots=True)
+class RecipeInputs:
+    """The data are read; the encoder is the checkpoint's, in `dtype` on `device`."""
+
+    experiment: Experiment
+    data: Mapping[str, TaskData]
+    tokenizer: Tokenizer
+    encoder: Encoder
+    device: torch.device
+    dtype: torch.dtype
+    accelerator: Accelerator
+    cache: Path
+
+    def rows(self, task: str, split: str) -> int:
+        """Rows of a split."""
+        return len(self.data[task].splits[split])
+
+    def classes(self, task: str) -> int:
+        """Labels of a task; 0 for a regression."""
+        return len(self.data[task].labels or ())
+
+    @property
+    def labels(self) -> dict[str, tuple[str, ...] | None]:
+        """Labels by task."""
+        return {name: data.labels for name, data in self.data.items()}
+
+    def probe_rows(self, task: str, weights: Floats | None = None) -> ProbeRows:
+        """The training rows of a task, with the group of equal texts that each is in."""
+        data = self.data[task]
+        split = data.splits["train"]
+        groups = np.unique(gathered(split.table.keys(), split.chosen), return_inverse=True)[1]
+        return ProbeRows(self._examples(data), groups, weights)
+
+    def _examples(self, data: TaskData) -> Examples:
+        make = partial(make_examples, data, data.splits["train"], self.tokenizer, cache=self.cache)
+        return make(
+            reads=trunk_options(data.name, data.task, self.experiment.trunks).input,
+            max_length=self.experiment.encoder.max_length,
+            pad_id=int(self.encoder.architecture.get("pad_token_id") or 0),
+        )

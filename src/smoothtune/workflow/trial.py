@@ -1,0 +1,185 @@
+"""Probe against fine-tuning on held-out rows: both learn from some folds of the training rows and answer the others.
+
+Knows nothing of run folders; the model of the run is not touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from smoothtune.config.experiment import Experiment
+from smoothtune.config.stage import Stage
+from smoothtune.config.tasks import shape_of
+from smoothtune.evaluation import linear_probe
+from smoothtune.evaluation.linear_probe import ProbeScore, Rated, folds_of
+from smoothtune.evaluation.metrics import FUNCTIONS, Floats, Rows
+from smoothtune.inference.answering import answer_examples, decide
+from smoothtune.nn.building import build_model
+from smoothtune.nn.model import MultiTaskModel
+from smoothtune.objective.weighting import TaskFacts
+from smoothtune.training.loop import StepReport
+from smoothtune.training.stage import StageRun
+from smoothtune.workflow.probe_fit import ProbeRows, set_probes
+from smoothtune.workflow.recipe_inputs import RecipeInputs
+
+FEW_ROWS = 100
+"""Fewer training rows are tried in three folds, more in two: half of few rows says little of all of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """A task's main metric and mean loss on held-out rows, of the probe and fine-tuned; `error` is that of the difference."""
+
+    metric: str
+    probe: float
+    tuned: float
+    error: float
+    probe_loss: float
+    tuned_loss: float
+
+    @property
+    def gain(self) -> float:
+        """Metric gained; where the difference is within its error, minus the loss gained decides its sign."""
+        difference = self.tuned - self.probe
+        if np.isfinite(difference) and abs(difference) > self.error:
+            return difference
+        return abs(difference) if self.tuned_loss < self.probe_loss else -abs(difference)
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """The comparison by task, over all rows of `folds` folds, and whether fine-tuning is `better`."""
+
+    tasks: dict[str, Compared]
+    folds: int
+    better: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"folds": self.folds, "better": self.better, "tasks": {k: asdict(v) for k, v in self.tasks.items()}}
+
+
+class _Silence:
+    """Scores of a stage that nobody judges."""
+
+    main: Mapping[str, float] = {}
+
+    def value(self, metric: str) -> float:
+        """The same for every state."""
+        return 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+
+class _NoEvaluation:
+    """In a fold the last state is the one that answers."""
+
+    def __call__(self, model: MultiTaskModel) -> _Silence:
+        return _Silence()
+
+    def scores_of(self, state: Mapping[str, Any]) -> _Silence:
+        """As above."""
+        return _Silence()
+
+
+def run_trial(
+    inputs: RecipeInputs, experiment: Experiment, stage: Stage, listen: Callable[[int, int], None]
+) -> Trial | None:
+    """Fine-tune by `stage` in each fold, beginning with a probe of the same rows, and compare the answers to the others.
+
+    None where a task has too few rows for folds. Cost: about as many steps as folds times those of the stage.
+    """
+    rows = {task: inputs.probe_rows(task) for task in experiment.tasks}
+    count = 3 if min(len(part.examples) for part in rows.values()) < FEW_ROWS else 2
+    about = {task: _rated(inputs, experiment, task, part) for task, part in rows.items()}
+    folds = {task: folds_of(about[task], seed=experiment.seed, folds=count) for task in rows}
+    if any(len(found) < count for found in folds.values()):
+        return None
+    answers = {task: (_space(about[task]), _space(about[task])) for task in rows}
+    last = stage.model_copy(
+        update={"stop": stage.stop.model_copy(update={"keep": "last", "no_task_below_start": False})}
+    )
+    total = count * (stage.stop.max_steps or 0)
+    for number in range(count):
+        split = {task: folds[task][number] for task in rows}
+        before = number * (stage.stop.max_steps or 0)
+        fold = {task: rows[task].part(split[task][0]) for task in rows}
+        held = {task: rows[task].part(split[task][1]) for task in rows}
+        model = _model(inputs, experiment)
+        set_probes(model, fold, dtype=inputs.dtype, seed=experiment.seed)
+        _answer(model, held, split, answers, 0, inputs.dtype)
+        run = StageRun(
+            model=model,
+            stage=last,
+            examples={task: part.examples for task, part in fold.items()},
+            facts={
+                task: TaskFacts(len(part.examples), experiment.tasks[task].loss_weight) for task, part in fold.items()
+            },
+            evaluate=_NoEvaluation(),
+            seed=experiment.seed,
+            dtype=inputs.dtype,
+            accelerator=inputs.accelerator,
+        )
+        for event in run.events():
+            if isinstance(event, StepReport):
+                listen(before + event.step, total)
+        _answer(model, held, split, answers, 1, inputs.dtype)
+    tasks = {task: _compared(experiment, task, about[task], answers[task]) for task in rows}
+    gains = [compared.gain for compared in tasks.values()]
+    return Trial(tasks, count, float(np.mean(gains)) > 0 or (not any(gains) and _lower_loss(tasks)))
+
+
+def _lower_loss(tasks: Mapping[str, Compared]) -> bool:
+    return sum(part.tuned_loss - part.probe_loss for part in tasks.values()) < 0
+
+
+def _model(inputs: RecipeInputs, experiment: Experiment) -> MultiTaskModel:
+    shapes = {name: shape_of(task) for name, task in experiment.tasks.items()}
+    model = build_model(deepcopy(inputs.encoder), shapes, experiment.trunks, inputs.labels, seed=experiment.seed)
+    return model.to(inputs.device)
+
+
+def _answer(
+    model: MultiTaskModel,
+    held: Mapping[str, ProbeRows],
+    split: Mapping[str, tuple[Rows, Rows]],
+    answers: Mapping[str, tuple[Rows, Rows]],
+    which: int,
+    dtype: torch.dtype,
+) -> None:
+    for task, part in held.items():
+        found = answer_examples(model, part.examples, dtype=dtype)
+        answers[task][which][split[task][1]] = found.reshape(len(found), -1)
+
+
+def _space(about: Rated) -> Floats:
+    return np.zeros((len(about.targets), about.classes if about.kind == "classification" else 1))
+
+
+def _rated(inputs: RecipeInputs, experiment: Experiment, task: str, rows: ProbeRows) -> Rated:
+    examples, given = rows.examples, experiment.tasks[task]
+    assert examples.labels is not None
+    span = given.range[1] - given.range[0] if given.kind == "regression" else 1.0
+    targets = np.asarray(examples.labels[examples.chosen])
+    return Rated(given.kind, targets, max(inputs.classes(task), 1), rows.groups, None, span)
+
+
+def _compared(experiment: Experiment, task: str, about: Rated, answers: tuple[Rows, Rows]) -> Compared:
+    given = experiment.tasks[task]
+    scores: list[ProbeScore] = [linear_probe.score(found, about) for found in answers]
+    decided = [decide(given.kind, found if given.kind == "classification" else found[:, 0]) for found in answers]
+    probe, tuned = (float(FUNCTIONS[given.metric](part, about.targets)) for part in decided)
+    if given.kind == "regression":
+        error = float(np.sqrt(max(1 - probe**2, 0) ** 2 / max(len(about.targets) - 1, 1)))
+    else:
+        difference = (decided[1] == about.targets).astype(float) - (decided[0] == about.targets)
+        error = float(difference.std() / np.sqrt(len(difference)))
+    return Compared(given.metric, probe, tuned, error, scores[0].loss, scores[1].loss)
