@@ -20,7 +20,7 @@ from smoothtune.config.adaptations import AdapterOptions, LoraOptions
 from smoothtune.config.catalogue import catalogue
 from smoothtune.config.encoder import EncoderOptions
 from smoothtune.config.experiment import Experiment, RuntimeOptions, trunk_name, trunk_options
-from smoothtune.config.loading import PACKAGED, find, load, packaged_names, to_toml
+from smoothtune.config.loading import PACKAGED, find, load, packaged_names, to_toml, validated_run
 from smoothtune.config.regularisers import (
     PRESETS,
     RADIUS,
@@ -524,6 +524,18 @@ def test_a_selection_of_layers_that_cannot_be_read_is_refused(selector: str) -> 
 def test_a_trunk_may_be_shared_by_tasks_of_one_input() -> None:
     tasks = {"a": {**STS, "trunk": "pairs"}, "b": {**STS, "trunk": "pairs"}}
     assert load(table(tasks=tasks, trunks={"pairs": {"kind": "joint"}})).experiment.trunks == {"pairs": JointTrunk()}
+
+
+def test_a_run_without_hold_out_is_older_than_the_key() -> None:
+    experiment = load(table()).experiment
+    assert experiment.hold_out == "stratified"
+    written = tomllib.loads(to_toml(experiment))
+    assert written["hold_out"] == "stratified"
+    assert validated_run(written, "").hold_out == "stratified"
+    del written["hold_out"]
+    assert validated_run(written, "").hold_out == "hashed"
+    assert load(written).experiment.hold_out == "stratified"
+    assert load(tomllib.loads(to_toml(validated_run(written, "")))).experiment.hold_out == "hashed"
 
 
 def test_overrides_reach_every_value(tmp_path: Path) -> None:

@@ -95,7 +95,11 @@ def validated(table: Mapping[str, Any], headline: str) -> Experiment:
 
 
 def validated_run(table: Mapping[str, Any], headline: str) -> Experiment:
-    """The same of a run's own file, which may write out defaults of LoRA and adapters that no stage trains."""
+    """The same of a run's own file, which may write out defaults of LoRA and adapters that no stage trains.
+
+    A run without the key `hold_out` is older than the key, and held out by the hash of the texts.
+    """
+    table = {"hold_out": "hashed", **table}
     experiment = _parsed(table, headline)
     idle = {part for part in _ADAPTATIONS if not experiment.adapts(part)}
     said = {part for part in idle if getattr(experiment, part) == Experiment.model_fields[part].default}

@@ -21,7 +21,7 @@ from smoothtune.data.findings import Leaks, Matches
 from smoothtune.data.leaks import TrainingKeys, leaks
 from smoothtune.data.length_counts import LengthCounts
 from smoothtune.data.repeats import repeats
-from smoothtune.data.task_data import Split, TaskData, measurements, read_tasks, token_columns
+from smoothtune.data.task_data import Split, TaskData, read_tasks, token_columns
 from smoothtune.data.tokenising import load_tokenizer
 from smoothtune.errors import ConfigurationError, ModelFileError, Problem, UsageError
 from smoothtune.files import cache_folder
@@ -163,7 +163,7 @@ def _balance(data: TaskData, split: str) -> dict[str, int]:
 
 
 def _span(split: Split) -> Span:
-    numbers = gathered(measurements(split.table, np.float64), split.chosen)
+    numbers = gathered(split.table.measurements(np.float64), split.chosen)
     mean = math.fsum(float(numbers[part].sum()) for part in blocks(len(numbers))) / len(numbers)
     return Span(float(numbers.min()), mean, float(numbers.max()))
 
