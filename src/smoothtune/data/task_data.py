@@ -73,6 +73,15 @@ class TaskData:
         part = self.splits[split]
         return gathered(label_numbers(part.table, self.task, self.labels), part.chosen)
 
+    def counts(self, part: Split) -> np.ndarray:
+        """The rows of `part` by class, (C,). Raises `ValueError` for a regression."""
+        if self.labels is None:
+            raise ValueError(f"task {self.name} has no classes")
+        numbers, counts = label_numbers(part.table, self.task, self.labels), np.zeros(len(self.labels), dtype=np.int64)
+        for rows in blocks(len(part)):
+            counts += np.bincount(numbers[part.chosen[rows]].astype(np.int64), minlength=len(counts))
+        return counts
+
 
 def read_tasks(
     experiment: Experiment,
