@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
+from smoothtune.config.class_weights import unknown_labels
 from smoothtune.config.experiment import Experiment
 from smoothtune.config.tasks import AnyTask
 from smoothtune.data.batching import Examples
@@ -138,6 +139,8 @@ class _Reading:
                 labels = fit_labels(parts["train"].table, parts["train"].chosen)
             except DataError as error:
                 problems += error.problems
+        if labels is not None:
+            problems += _weight_problems(name, task, labels)
         splits: dict[str, Split] = {}
         for split, part in parts.items():
             try:
@@ -202,6 +205,13 @@ def _fixed_labels(task: AnyTask) -> tuple[str, ...] | None:
     if task.kind == "regression" or task.labels is None:
         return None
     return tuple(label_text(label) for label in task.labels)
+
+
+def _weight_problems(name: str, task: AnyTask, labels: tuple[str, ...]) -> list[Problem]:
+    """Weights of classes that the task does not have."""
+    if task.kind == "regression" or not isinstance(task.class_weights, Mapping):
+        return []
+    return unknown_labels(name, {label_text(label): weight for label, weight in task.class_weights.items()}, labels)
 
 
 def _whole(table: RowTable) -> Split:

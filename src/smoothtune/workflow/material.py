@@ -15,10 +15,12 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from smoothtune.config.experiment import Experiment, trunk_options
 from smoothtune.config.stage import Stage
 from smoothtune.data.batching import Examples
+from smoothtune.data.class_weights import class_weights_of
 from smoothtune.data.task_data import make_examples, read_tasks
 from smoothtune.data.tokenising import load_tokenizer
 from smoothtune.evaluation.scores import Scores, score_tasks
@@ -115,6 +117,7 @@ class Material:
             regularisers=build_regularisers(stage.regularisers, depth=self.staged.encoder.depth),
             entry_counts=entry_counts,
             goes_on_from=begun.goes_on_from,
+            class_weights=self._class_weights(names),
         )
 
     def evaluate(self) -> tuple[Scores, dict[str, str]]:
@@ -145,6 +148,16 @@ class Material:
     def dtype(self) -> torch.dtype:
         """That of the last stage, in which the run's model is evaluated."""
         return pick_dtype(self.experiment.stages[-1].precision, self.device)
+
+    def _class_weights(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """By task, for those that have any; the same in all stages and processes."""
+        weights = {}
+        for name in names:
+            data = self.data[name]
+            of_classes = class_weights_of(data.task, data.labels, data.targets("train"))
+            if of_classes is not None:
+                weights[name] = torch.from_numpy(of_classes)
+        return weights
 
     def _examples(self, split: str, names: Iterable[str]) -> dict[str, Examples]:
         found = {}
