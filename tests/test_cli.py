@@ -320,7 +320,7 @@ def test_check_tells_the_mistakes_of_all_files_at_once(sst: Path, program: Progr
 
 def beyond_sizes(err: str) -> list[str]:
     """What is told, without what is told of any data as small as these."""
-    small = (" fewer than 5 rows: ", " no row: ", " few: its scores are coarse")
+    small = (" fewer than 5 rows: ", " no row: ", " few: a score of so few is coarse")
     return [line for line in err.splitlines() if not (line.startswith("warning: ") and any(map(line.count, small)))]
 
 
@@ -487,7 +487,7 @@ def test_too_few_rows_are_warned_of(sst: Path, program: Program) -> None:
         "warning: sst.train: 4 classes have fewer than 5 rows: '0' (2), '1' (2), '3' (2), '4' (2): scores of these classes "
         "mean little",
         "warning: sst.dev: 2 classes have no row: '3', '4': scores say nothing about these classes",
-        "warning: sst.dev: 3 rows are few: its scores are coarse; 50 or more say which model is better",
+        "warning: sst.dev: 3 rows are few: a score of so few is coarse; give 50 or more",
     ]
     enough = [(str(number), f"film {number}", str(number % 5)) for number in range(60)]
     (sst / "sst" / "train.tsv").write_text(tsv(enough[:24]))
@@ -503,7 +503,7 @@ def test_dev_rows_of_one_label_are_warned_of(sst: Path, near: Path, program: Pro
     (sst / "sst" / "dev.tsv").write_text(tsv([(*row[:2], "2") for row in DEV]))
     assert program("check", "sst.toml")[2].splitlines()[1:] == [
         f"warning: sst.dev: all 3 rows {same}",
-        "warning: sst.dev: 3 rows are few: its scores are coarse; 50 or more say which model is better",
+        "warning: sst.dev: 3 rows are few: a score of so few is coarse; give 50 or more",
     ]
     assert f" all 2 rows {same}" not in program("check", "near.toml")[2]
     (near / "near_dev.tsv").write_text("first\tsecond\tscore\na dog\ta cat\t1.5\na cat\tthe rain\t1.50\n")

@@ -17,6 +17,7 @@ import pytest
 import tomli_w
 import torch
 
+from smoothtune.config.loading import load
 from smoothtune.errors import ModelFileError, TerminatedError, UsageError
 from smoothtune.training.checkpoint import _sums
 from smoothtune.training.loop import StepReport
@@ -141,7 +142,8 @@ def test_a_run_from_before_hold_out_keeps_its_dev_rows(older: dict[str, Any], sm
     assert resume(tmp_path / "cut").experiment.hold_out == "hashed"
     del older["hold_out"]  # what a scheduler gives again
     events: list[Any] = []
-    train(older, data_dir=small_data, run_dir=tmp_path / "same", resume=True, listen=events.append)
+    given = load(older).experiment
+    train(given, data_dir=small_data, run_dir=tmp_path / "same", resume=True, listen=events.append)
     assert [event.differs for event in events if isinstance(event, Resumed)] == [()]
     assert same_run(tmp_path / "cut", tmp_path / "whole")
     assert same_run(tmp_path / "same", tmp_path / "whole")

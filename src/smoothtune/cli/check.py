@@ -154,7 +154,7 @@ def _label_texts(split: str, found: SplitReport) -> Iterator[str]:
         labels = _first([repr(label) for label in doubts.absent])
         yield f"{what}: {labels}: scores say nothing about {_these(doubts.absent)}"
     if doubts.few_rows:
-        yield f"{counted(found.rows, 'row is', 'rows are')} few: its scores are coarse; 50 or more say which model is better"
+        yield f"{counted(found.rows, 'row is', 'rows are')} few: a score of so few is coarse; give 50 or more"
 
 
 def _these(classes: Collection[str]) -> str:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
 from smoothtune.config.problems import near
 from smoothtune.errors import Problem
@@ -26,7 +26,8 @@ def _checked(value: Any) -> Any:
     return {str(label).strip(): float(weight) for label, weight in value.items()}
 
 
-ClassWeights = Annotated[Literal["balanced", "none"] | dict[str, float], BeforeValidator(_checked)]
+_Weight = Annotated[float, Field(gt=0)]
+ClassWeights = Annotated[Literal["balanced", "none"] | dict[str, _Weight], BeforeValidator(_checked)]
 
 
 def unknown_labels(task: str, weights: str | Mapping[str, float] | None, labels: Sequence[str]) -> list[Problem]:

@@ -147,7 +147,10 @@ def _folder(given_by: str, name: str | Path) -> Path:
 
 def _read(source: str | Path | Mapping[str, Any] | Experiment) -> tuple[dict[str, Any], str, Path | None]:
     if isinstance(source, Experiment):
-        return parse_toml(to_toml(source)), "the experiment cannot be run:", None
+        table = parse_toml(to_toml(source))
+        if "hold_out" not in source.model_fields_set:
+            del table["hold_out"]  # a run that is resumed says it
+        return table, "the experiment cannot be run:", None
     if isinstance(source, Mapping):
         return deepcopy(dict(source)), "the experiment cannot be run:", None
     path = find(str(source))

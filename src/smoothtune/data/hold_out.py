@@ -128,16 +128,18 @@ def _mend_dev(strata: Strata, dev: NDArray[np.bool_], free: NDArray[np.bool_]) -
     """
     texts = np.bincount(strata.classes, minlength=strata.count)
     in_dev = np.bincount(strata.classes[dev[strata.texts]], minlength=strata.count)
-    training = texts - in_dev
-    for lacking in np.flatnonzero((texts > 1) & (in_dev == 0)).tolist():
-        candidates = strata.texts[strata.classes == lacking]
+    training, lacking = texts - in_dev, np.flatnonzero((texts > 1) & (in_dev == 0))
+    by_class = strata.texts[np.argsort(strata.classes, kind="stable")] if len(lacking) else strata.texts
+    ends = np.cumsum(texts)
+    for number in lacking.tolist():
+        candidates = by_class[ends[number] - texts[number] : ends[number]]
         if dev[candidates].any():  # an earlier turn of this loop
             continue
         for text in candidates[free[candidates]].tolist():
-            labels = strata.classes_of(text)
-            if (training[labels] > 1).all():
+            classes = strata.classes_of(text)
+            if (training[classes] > 1).all():
                 dev[text] = True
-                training[labels] -= 1
+                training[classes] -= 1
                 break
 
 
