@@ -42,6 +42,7 @@ def hard(encoder: Path, *, every: Any = 1) -> dict[str, Any]:
     wanted = table(encoder, trunk={"kind": "pwim_resnet", "depth": 1, "dropout": 0.2})
     wanted["encoder"] |= {"dropout": 0.1, "attention_dropout": 0.1}
     wanted["runtime"] = {"threads": 1, "checkpoint_every": every}
+    wanted["tasks"]["mood"]["class_weights"] = "balanced"
     wanted["lora"] = {"rank": 2, "dropout": 0.1}
     wanted["adapters"] = {"size": 4}
     wanted["stages"] = [

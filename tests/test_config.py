@@ -20,7 +20,7 @@ from smoothtune.config.adaptations import AdapterOptions, LoraOptions
 from smoothtune.config.catalogue import catalogue
 from smoothtune.config.encoder import EncoderOptions
 from smoothtune.config.experiment import Experiment, RuntimeOptions, trunk_name, trunk_options
-from smoothtune.config.loading import PACKAGED, find, load, packaged_names, to_toml
+from smoothtune.config.loading import PACKAGED, find, load, packaged_names, to_toml, validated_run
 from smoothtune.config.regularisers import (
     PRESETS,
     RADIUS,
@@ -334,8 +334,27 @@ def test_all_mistakes_of_a_file_are_told_at_once(tmp_path: Path) -> None:
         ),
         (
             {"tasks": {"sst": {**SST, "range": [0, 5]}}},
-            "tasks.sst.range: unknown key. Known keys: dev, kind, label, labels, loss_weight, max_train_rows, metric, "
-            "on_bad_row, test, text, train, trunk.",
+            "tasks.sst.range: unknown key. Known keys: class_weights, dev, kind, label, labels, loss_weight, "
+            "max_train_rows, metric, on_bad_row, test, text, train, trunk.",
+        ),
+        (
+            {"tasks": {"sst": {**SST, "class_weights": "balnced"}}},
+            'tasks.sst.class_weights: got \'balnced\', expected "balanced", "none" or a table such as { rare = 3.0 }',
+        ),
+        (
+            {"tasks": {"sst": {**SST, "class_weights": {}}}},
+            'tasks.sst.class_weights: got {}, expected "balanced", "none" or a table such as { rare = 3.0 }',
+        ),
+        *(
+            (
+                {"tasks": {"sst": {**SST, "class_weights": {"a": 1, "b": weight}}}},
+                f"tasks.sst.class_weights: the weight of 'b' is {weight!r}, expected a positive number",
+            )
+            for weight in (0, -1.5, math.inf, math.nan, True, "2", None)
+        ),
+        (
+            {"tasks": {"sts": {**STS, "class_weights": "balanced"}}},
+            "tasks.sts.class_weights: unknown key. Did you mean 'loss_weight'?",
         ),
         (
             {"stages": [{"schedule_options": {"alpha": 1}}]},
@@ -353,6 +372,10 @@ def test_a_table_of_the_wrong_form_is_refused(changes: dict[str, Any], said: str
 
 
 CROSSED = [
+    (
+        {"tasks": {"sst": {**SST, "labels": ["low", "high"], "class_weights": {"hgih": 2, "low": 1}}}},
+        "tasks.sst.class_weights: there is no label 'hgih' (labels: low, high). Did you mean 'high'?",
+    ),
     (
         {"tasks": {"sts": {**STS, "text": ["a", "a"]}}},
         "tasks.sts.text: names column 'a' twice; a pair needs two columns",
@@ -526,6 +549,18 @@ def test_a_trunk_may_be_shared_by_tasks_of_one_input() -> None:
     assert load(table(tasks=tasks, trunks={"pairs": {"kind": "joint"}})).experiment.trunks == {"pairs": JointTrunk()}
 
 
+def test_a_run_without_hold_out_is_older_than_the_key() -> None:
+    experiment = load(table()).experiment
+    assert experiment.hold_out == "stratified"
+    written = tomllib.loads(to_toml(experiment))
+    assert written["hold_out"] == "stratified"
+    assert validated_run(written, "").hold_out == "stratified"
+    del written["hold_out"]
+    assert validated_run(written, "").hold_out == "hashed"
+    assert load(written).experiment.hold_out == "stratified"
+    assert load(tomllib.loads(to_toml(validated_run(written, "")))).experiment.hold_out == "hashed"
+
+
 def test_overrides_reach_every_value(tmp_path: Path) -> None:
     path = tmp_path / "full.toml"
     path.write_text(FULL)
@@ -676,6 +711,7 @@ def _kind(cls: Any) -> str:
 
 
 PLACES: dict[Any, Callable[[Any, dict[str, Any]], dict[str, Any]]] = {
+    Experiment: lambda _, keys: table(**keys),
     EncoderOptions: lambda _, keys: table(encoder=keys),
     Stage: lambda _, keys: table(stages=[keys]),
     Stop: lambda _, keys: table(stages=[{"stop": {"patience": 1, **keys}}]),
@@ -785,6 +821,7 @@ TASKS = st.fixed_dictionaries(
         "labels": st.lists(st.one_of(st.integers(), TEXT.map(lambda text: f"x{text}y")), min_size=2, unique_by=str),
         "dev": st.one_of(TEXT, st.floats(0.01, 0.99)),
         "max_train_rows": st.integers(1, 10**9),
+        "class_weights": st.sampled_from(["balanced", "none"]),
     },
 ).filter(lambda task: task["text"] != task["label"])
 

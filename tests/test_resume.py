@@ -17,9 +17,11 @@ import pytest
 import tomli_w
 import torch
 
+from smoothtune.config.loading import load
 from smoothtune.errors import ModelFileError, TerminatedError, UsageError
 from smoothtune.training.checkpoint import _sums
 from smoothtune.training.loop import StepReport
+from smoothtune.workflow.evaluate import evaluate_run
 from smoothtune.workflow.events import Interrupting, Resumed
 from smoothtune.workflow.run_lock import RunLock
 from smoothtune.workflow.train import resume, train
@@ -110,6 +112,53 @@ def test_encoders_of_transformers(tiny_encoder: Path, small_data: Path, tmp_path
     torch.manual_seed(9)
     resume(tmp_path / "cut")
     assert same_run(tmp_path / "cut", tmp_path / "whole")
+
+
+@pytest.fixture
+def older(tiny_encoder: Path) -> dict[str, Any]:
+    """An experiment that holds out dev rows as runs did before the key `hold_out`."""
+    wanted = table(tiny_encoder, stop={"max_epochs": 2})
+    for task in wanted["tasks"].values():
+        task["dev"] = 0.3
+    return {**wanted, "hold_out": "hashed", "runtime": {"checkpoint_every": 1}}
+
+
+def as_before(run: Path) -> None:
+    """Make `run` one that is older than the key; its checkpoints are already so."""
+    path = run / "experiment.toml"
+    path.write_text(path.read_text().replace('hold_out = "hashed"\n', ""))
+    assert [
+        file for file in run.rglob("*") if file.suffix in (".toml", ".json") and "hold_out" in file.read_text()
+    ] == []
+
+
+def test_a_run_from_before_hold_out_keeps_its_dev_rows(older: dict[str, Any], small_data: Path, tmp_path: Path) -> None:
+    whole = train(older, data_dir=small_data, run_dir=tmp_path / "whole")
+    for name in ("cut", "same"):
+        assert until_killed(
+            lambda name=name: train(older, data_dir=small_data, run_dir=tmp_path / name, listen=KillAt(9))
+        )
+        as_before(tmp_path / name)
+    assert resume(tmp_path / "cut").experiment.hold_out == "hashed"
+    del older["hold_out"]  # what a scheduler gives again
+    events: list[Any] = []
+    given = load(older).experiment
+    train(given, data_dir=small_data, run_dir=tmp_path / "same", resume=True, listen=events.append)
+    assert [event.differs for event in events if isinstance(event, Resumed)] == [()]
+    assert same_run(tmp_path / "cut", tmp_path / "whole")
+    assert same_run(tmp_path / "same", tmp_path / "whole")
+    as_before(tmp_path / "whole")
+    assert evaluate_run(tmp_path / "whole").to_json() == whole.evaluation
+    assert train(older, data_dir=small_data, run_dir=tmp_path / "whole", resume=True).evaluation == whole.evaluation
+    stratified = train(older, data_dir=small_data, run_dir=tmp_path / "new").evaluation
+    assert stratified != whole.evaluation
+
+
+def test_another_hold_out_is_refused(older: dict[str, Any], small_data: Path, tmp_path: Path) -> None:
+    assert until_killed(lambda: train(older, data_dir=small_data, run_dir=tmp_path / "cut", listen=KillAt(9)))
+    older["hold_out"] = "stratified"
+    with pytest.raises(UsageError, match=r"hold_out: nothing then, stratified now"):
+        train(older, data_dir=small_data, run_dir=tmp_path / "cut", resume=True)
 
 
 # what is told

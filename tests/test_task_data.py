@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +25,17 @@ def write(folder: Path, name: str, header: str, rows: Table) -> None:
     (folder / name).write_text("\n".join(lines) + "\n")
 
 
-def experiment(seed: int = 1, **tasks: dict[str, Any]) -> Experiment:
-    return Experiment.model_validate({"seed": seed, "tasks": tasks})
+def experiment(seed: int = 1, hold_out: str = "stratified", **tasks: dict[str, Any]) -> Experiment:
+    return Experiment.model_validate({"seed": seed, "hold_out": hold_out, "tasks": tasks})
 
 
-def read(folder: Path, seed: int = 1, **tasks: dict[str, Any]) -> dict[str, TaskData]:
-    return read_tasks(experiment(seed, **tasks), folder, folder / "cache")
+def read(folder: Path, seed: int = 1, hold_out: str = "stratified", **tasks: dict[str, Any]) -> dict[str, TaskData]:
+    return read_tasks(experiment(seed, hold_out, **tasks), folder, folder / "cache")
 
 
-def problems(folder: Path, **tasks: dict[str, Any]) -> list[str]:
+def problems(folder: Path, hold_out: str = "stratified", **tasks: dict[str, Any]) -> list[str]:
     with pytest.raises(DataError) as caught:
-        read(folder, **tasks)
+        read(folder, hold_out=hold_out, **tasks)
     assert str(caught.value).startswith("The data cannot be used as the experiment says:\n  ")
     return [str(problem) for problem in caught.value.problems]
 
@@ -104,11 +105,12 @@ def test_unknown_labels_can_be_left_out_and_are_counted(sst: Path) -> None:
     assert data.targets("dev").tolist() == [0]
 
 
-def test_held_out_texts_are_about_the_fraction_and_always_the_same(many: Path) -> None:
+def test_held_out_texts_are_the_fraction_of_each_class_and_always_the_same(many: Path) -> None:
     data = read(many, many=many_task(dev=0.25))["many"]
     train, dev = texts(data, "train"), texts(data, "dev")
     assert len(train) + len(dev) == 450
-    assert 0.18 < len(dev) / 450 < 0.32
+    assert len(dev) == 113
+    assert np.bincount(data.targets("dev")).tolist() == [38, 38, 37]
     again = read(many, many=many_task(dev=0.25))["many"]
     assert (texts(again, "train"), texts(again, "dev")) == (train, dev)
     assert texts(read(many, seed=2, many=many_task(dev=0.25))["many"], "dev") != dev
@@ -136,7 +138,33 @@ def test_swapped_pairs_stay_on_one_side(tmp_path: Path) -> None:
 def test_tasks_that_hold_out_the_same_fraction_of_a_file_hold_out_the_same_rows(many: Path) -> None:
     data = read(many, one=many_task(dev=0.2), two=many_task(dev=0.2), three=many_task(dev=0.4))
     assert texts(data["one"], "dev") == texts(data["two"], "dev")
+    assert len(data["three"].splits["dev"]) == 180
+
+
+def test_tasks_whose_rows_have_other_labels_hold_out_the_same_texts(tmp_path: Path) -> None:
+    rows = [(f"text {number}", str(number % 3), "" if number % 4 else str(number % 8)) for number in range(200)]
+    write(tmp_path, "all.tsv", "sentence sentiment funny", rows)
+    one = {"kind": "classification", "text": "sentence", "label": "sentiment", "train": "all.tsv", "dev": 0.2}
+    data = read(tmp_path, one=one, two={**one, "kind": "binary", "label": "funny"})
+    assert set(texts(data["two"], "dev")) < set(texts(data["one"], "dev"))
+    assert set(texts(data["two"], "train")) < set(texts(data["one"], "train"))
+    assert set(data["two"].targets("dev").tolist()) == set(data["two"].targets("train").tolist()) == {0.0, 1.0}
+
+
+def test_a_file_of_another_kind_and_order_gives_the_same_dev_texts(many: Path) -> None:
+    lines = (many / "many.tsv").read_text().splitlines()
+    rows = [dict(zip(["sentence", "sentiment"], line.split("\t"), strict=True)) for line in reversed(lines[1:])]
+    (many / "many.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    first = read(many, many=many_task(dev=0.1))["many"]
+    second = read(many, many=many_task(dev=0.1, train="many.jsonl"))["many"]
+    assert sorted(texts(first, "dev")) == sorted(texts(second, "dev"))
+
+
+def test_runs_of_earlier_releases_hold_out_by_hash(many: Path) -> None:
+    data = read(many, hold_out="hashed", one=many_task(dev=0.2), three=many_task(dev=0.4))
     assert set(texts(data["one"], "dev")) < set(texts(data["three"], "dev"))
+    assert texts(data["one"], "dev")[:5] == [("text 1",), ("text 2",), ("text 3",), ("text 4",), ("text 6",)]
+    assert texts(data["one"], "dev") != texts(read(many, one=many_task(dev=0.2))["one"], "dev")
 
 
 def test_a_sample_is_seeded_and_what_it_leaves_is_counted(many: Path) -> None:
@@ -235,19 +263,28 @@ def test_only_wanted_splits_are_read(many: Path) -> None:
     assert (list(fitted.splits), fitted.labels) == (["dev"], ("0", "1", "2"))
 
 
+def test_a_label_of_one_row_stays_in_training(many: Path) -> None:
+    with (many / "many.tsv").open("a") as file:
+        file.write("text 1000\trare\n")
+    for seed in range(5):
+        data = read(many, seed, many=many_task(dev=0.5))["many"]
+        assert data.labels == ("0", "1", "2", "rare")
+        assert ("text 1000",) in texts(data, "train")
+
+
 def test_labels_are_fitted_on_what_is_not_held_out(many: Path) -> None:
-    dev = read(many, many=many_task(dev=0.25))["many"].splits["dev"]
+    dev = read(many, hold_out="hashed", many=many_task(dev=0.25))["many"].splits["dev"]
     first = int(dev.table.lines()[dev.chosen[0]])
     lines = (many / "many.tsv").read_text().splitlines()
     lines[first - 1] = lines[first - 1].rpartition("\t")[0] + "\trare"
     (many / "many.tsv").write_text("\n".join(lines) + "\n")
-    assert problems(many, many=many_task(dev=0.25)) == [
+    assert problems(many, hold_out="hashed", many=many_task(dev=0.25)) == [
         f"many.tsv:{first}: column 'sentiment' is 'rare'; the labels are '0', '1', '2'; "
         "`dev` holds out all rows of this label: list all labels in `labels`, or name a dev file"
     ]
-    left = read(many, many=many_task(dev=0.25, on_bad_row="leave_out"))["many"]
+    left = read(many, hold_out="hashed", many=many_task(dev=0.25, on_bad_row="leave_out"))["many"]
     assert [split.left_out for split in left.splits.values()] == [{}, {UNKNOWN_LABEL: 1}]
-    named = read(many, many=many_task(dev=0.25, labels=["0", "1", "2", "rare"]))["many"]
+    named = read(many, hold_out="hashed", many=many_task(dev=0.25, labels=["0", "1", "2", "rare"]))["many"]
     assert int(named.targets("dev")[0]) == 3
 
 
@@ -267,10 +304,14 @@ def test_labels_that_cannot_be_fitted_are_told(sst: Path) -> None:
 
 
 def test_a_fraction_that_leaves_no_rows_is_an_error(sst: Path) -> None:
-    assert problems(sst, sst={**SST, "dev": 1e-9}) == [
+    write(sst, "few.tsv", "sentence sentiment", [("good", "4"), ("bad", "0"), ("good", "4")])
+    assert problems(sst, sst={**SST, "train": "few.tsv", "dev": 0.5}) == [
+        "tasks.sst.dev: has no rows left to use: `dev` holds out 0.5 of 3 rows; name a file, or another fraction"
+    ]
+    assert problems(sst, hold_out="hashed", sst={**SST, "dev": 1e-9}) == [
         "tasks.sst.dev: has no rows left to use: `dev` holds out 1e-09 of 4 rows; name a file, or another fraction"
     ]
-    assert problems(sst, sst={**SST, "dev": 1 - 1e-9}) == [
+    assert problems(sst, hold_out="hashed", sst={**SST, "dev": 1 - 1e-9}) == [
         "tasks.sst.train: has no rows left to use: `dev` holds out 0.999999999 of 4 rows; "
         "name a file, or another fraction"
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -105,16 +105,16 @@ def _warnings(report: CheckReport) -> Iterator[str]:
             where = f"{task}.{split}"
             for reason, count in found.left_out.items():
                 yield f"note: {where}: {counted(count, 'row', 'rows')} left out: {reason}"
-            never = [repr(label) for label, count in found.balance.items() if not count]
-            if split == "train" and never:
-                more = f" and {len(never) - 6} more" if len(never) > 6 else ""
-                yield f"note: {where}: no row has the label {', '.join(never[:6])}{more}: it cannot be learned"
+            if split == "train" and found.doubts.absent:
+                labels = _first([repr(label) for label in found.doubts.absent])
+                yield f"note: {where}: no row has the label {labels}: it cannot be learned"
             if found.conflicts.count:
                 what = counted(found.conflicts.count, "text", "texts")
                 yield f"warning: {where}: {what} with more than one label, {_example(found.conflicts)}"
             if found.duplicates.count:
                 what = counted(found.duplicates.count, "repeated row", "repeated rows")
                 yield f"warning: {where}: {what}, {_example(found.duplicates)}"
+            yield from (f"warning: {where}: {what}" for what in _label_texts(split, found))
     silent = "nothing in the encoder trains, so there is no dropout in it"
     kept = [name for name in report.frozen if name not in (*report.looked_into, *report.adapted)]
     if kept:
@@ -130,6 +130,41 @@ def _warnings(report: CheckReport) -> Iterator[str]:
         yield f"warning: stage {slow.stage}: {rises}: it may end before its rate is at its peak"
     for where, leaks in _leaks(report):
         yield from (f"warning: {where}: {what}" for what in _leak_texts(leaks))
+
+
+def _label_texts(split: str, found: SplitReport) -> Iterator[str]:
+    from smoothtune.cli.tables import counted
+
+    doubts = found.doubts
+    if doubts.rare:
+        what = f"{counted(len(doubts.rare), 'class has', 'classes have')} fewer than 5 rows"
+        labels = _first([f"{label!r} ({count})" for label, count in doubts.rare.items()])
+        yield f"{what}: {labels}: scores of {_these(doubts.rare)} mean little"
+    if doubts.lookalikes.count:
+        what = counted(doubts.lookalikes.count, "label of a single row is", "labels of a single row are")
+        labels = _first(
+            [f"{item.label!r} at {item.place} ({item.other!r})" for item in doubts.lookalikes.examples],
+            doubts.lookalikes.count,
+        )
+        yield f"{what} spelt almost like another: {labels}: mend the row if that is a mistake"
+    if split == "dev" and doubts.constant:
+        yield f"all {counted(found.rows, 'row has', 'rows have')} one label: a model that always gives it has the best score"
+    elif split == "dev" and doubts.absent:
+        what = f"{counted(len(doubts.absent), 'class has', 'classes have')} no row"
+        labels = _first([repr(label) for label in doubts.absent])
+        yield f"{what}: {labels}: scores say nothing about {_these(doubts.absent)}"
+    if doubts.few_rows:
+        yield f"{counted(found.rows, 'row is', 'rows are')} few: a score of so few is coarse; give 50 or more"
+
+
+def _these(classes: Collection[str]) -> str:
+    return "this class" if len(classes) == 1 else "these classes"
+
+
+def _first(items: Sequence[str], count: int | None = None) -> str:
+    """The first six of `count` items, all by default, and how many more there are."""
+    more = (len(items) if count is None else count) - 6
+    return ", ".join(items[:6]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def _stages(names: Sequence[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal, get_args
 
+from smoothtune.config.class_weights import unknown_labels
 from smoothtune.config.experiment import Experiment, kind_of, trunk_name, trunk_options
 from smoothtune.config.problems import near
 from smoothtune.config.regulariser_checks import regulariser_problems
@@ -16,6 +17,7 @@ from smoothtune.errors import Problem
 def cross_checks(experiment: Experiment) -> list[Problem]:
     """Every contradiction between tables of the experiment."""
     problems = [*_name_problems(experiment), *_column_problems(experiment), *_recipe_problems(experiment)]
+    problems += _class_weight_problems(experiment)
     problems += [*_trunk_problems(experiment), *_weight_problems(experiment), *_adaptation_problems(experiment)]
     for number, stage in enumerate(experiment.stages):
         path = f"stages.{number}"
@@ -73,6 +75,13 @@ def _weight_problems(experiment: Experiment) -> Iterator[Problem]:
     for name, task in experiment.tasks.items():
         if task.loss_weight != 1.0:
             yield Problem(f"tasks.{name}.loss_weight", 'is read only by weighting "fixed", which no stage uses')
+
+
+def _class_weight_problems(experiment: Experiment) -> Iterator[Problem]:
+    """Weights of labels that are not listed; where none are listed the data say which there are."""
+    for name, task in experiment.tasks.items():
+        if task.kind != "regression" and task.labels is not None:
+            yield from unknown_labels(name, task.class_weights, task.labels)
 
 
 def _adaptation_problems(experiment: Experiment) -> Iterator[Problem]:

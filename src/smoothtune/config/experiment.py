@@ -72,6 +72,11 @@ class Experiment(Options):
 
     name: str = Field("experiment", pattern=r"^[A-Za-z0-9_./-]+$", max_length=120)
     seed: int = Field(1, ge=0, lt=2**63)
+    hold_out: Literal["stratified", "hashed"] = Field(
+        "stratified",
+        description="how a fraction is held out as `dev`; stratified: the same share of each label; hashed: by the texts "
+        "alone, as runs did before this key",
+    )
     encoder: EncoderOptions = EncoderOptions()
     tasks: dict[Name, Task] = Field(min_length=1)
     trunks: dict[Name, TrunkOptions] = Field({})

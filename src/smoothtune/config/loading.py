@@ -95,7 +95,11 @@ def validated(table: Mapping[str, Any], headline: str) -> Experiment:
 
 
 def validated_run(table: Mapping[str, Any], headline: str) -> Experiment:
-    """The same of a run's own file, which may write out defaults of LoRA and adapters that no stage trains."""
+    """The same of a run's own file, which may write out defaults of LoRA and adapters that no stage trains.
+
+    A run without the key `hold_out` is older than the key, and held out by the hash of the texts.
+    """
+    table = {"hold_out": "hashed", **table}
     experiment = _parsed(table, headline)
     idle = {part for part in _ADAPTATIONS if not experiment.adapts(part)}
     said = {part for part in idle if getattr(experiment, part) == Experiment.model_fields[part].default}
@@ -145,7 +149,10 @@ def _folder(given_by: str, name: str | Path) -> Path:
 
 def _read(source: str | Path | Mapping[str, Any] | Experiment) -> tuple[dict[str, Any], str, Path | None]:
     if isinstance(source, Experiment):
-        return parse_toml(to_toml(source)), "the experiment cannot be run:", None
+        table = parse_toml(to_toml(source))
+        if "hold_out" not in source.model_fields_set:
+            del table["hold_out"]  # a run that is resumed says it
+        return table, "the experiment cannot be run:", None
     if isinstance(source, Mapping):
         return deepcopy(dict(source)), "the experiment cannot be run:", None
     path = find(str(source))

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, StringConstraints, field_validator
 
+from smoothtune.config.class_weights import ClassWeights
 from smoothtune.config.options import Name, Options
 from smoothtune.types import Kind
 
@@ -112,11 +113,21 @@ class TaskData(Options):
     on_bad_row: Literal["error", "leave_out"] = Field("error", description="`leave_out` counts bad rows instead")
 
 
-class ClassificationTask(TaskData, ClassShape):
+class WeightedClasses(Options):
+    """How much the classes count against each other."""
+
+    class_weights: ClassWeights | None = Field(
+        None,
+        description='weight of each class in the loss: "balanced" by the inverse of its training rows, "none", or a table by '
+        "label, in which labels that it does not name have 1; scaled to a mean of 1 over the training rows",
+    )
+
+
+class ClassificationTask(WeightedClasses, TaskData, ClassShape):
     """Several classes, one answer: cross-entropy."""
 
 
-class BinaryTask(TaskData, BinaryShape):
+class BinaryTask(WeightedClasses, TaskData, BinaryShape):
     """Yes or no: binary cross-entropy with logits."""
 
 

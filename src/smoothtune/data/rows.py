@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
+import pyarrow.compute as pc
+from numpy.typing import DTypeLike, NDArray
 
 from smoothtune.data.checks import NO_LABEL, Finding, RowSpec, findings_of
-from smoothtune.data.columns import open_column
+from smoothtune.data.columns import filled, open_column
 from smoothtune.data.content import KnownContents, Reading
 from smoothtune.data.entry import aside, settle
 from smoothtune.data.row_writer import KEY, LABEL_KEY, LINE, ROWS, SUMMARY, TEXT_KEYS, text_names, write_rows
@@ -94,6 +95,11 @@ class RowTable:
         """(N,) label texts, memory-mapped. Raises `ValueError` for rows prepared without a label column."""
         self._need_labels()
         return self.dataset.data.column("label")
+
+    def measurements(self, dtype: DTypeLike) -> NDArray[Any]:
+        """(N,) labels of a regression in label units. Raises `ValueError` for rows prepared without a label column."""
+        kind = pa.from_numpy_dtype(dtype)
+        return filled(len(self), dtype, (pc.cast(chunk, kind).to_numpy() for chunk in self.labels().chunks))
 
     def texts(self, rows: Sequence[int] | NDArray[np.int64]) -> list[tuple[str, ...]]:
         """The text or the two texts of each row number in `rows`, in that order."""

@@ -10,16 +10,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-from numpy.typing import DTypeLike
 from tokenizers import Tokenizer
 
+from smoothtune.config.class_weights import unknown_labels
 from smoothtune.config.experiment import Experiment
 from smoothtune.config.tasks import AnyTask
 from smoothtune.data.batching import Examples
 from smoothtune.data.checks import RowSpec
 from smoothtune.data.columns import blocks, counting, filled, gathered
+from smoothtune.data.hold_out import HoldOut
 from smoothtune.data.keys import label_keys
 from smoothtune.data.label_set import check_labels, fit_labels, inside_labels
 from smoothtune.data.rows import RowTable, prepare_rows
@@ -27,7 +26,7 @@ from smoothtune.data.source import resolve_source
 from smoothtune.data.tokenising import TokenColumn, tokenise
 from smoothtune.data.values import label_text
 from smoothtune.errors import DataError, Problem
-from smoothtune.runtime.random import numpy_stream, stream_number
+from smoothtune.runtime.random import numpy_stream
 from smoothtune.types import Input
 
 SPLITS = ("train", "dev", "test")
@@ -75,6 +74,15 @@ class TaskData:
         part = self.splits[split]
         return gathered(label_numbers(part.table, self.task, self.labels), part.chosen)
 
+    def counts(self, part: Split) -> np.ndarray:
+        """The rows of `part` by class, (C,). Raises `ValueError` for a regression."""
+        if self.labels is None:
+            raise ValueError(f"task {self.name} has no classes")
+        numbers, counts = label_numbers(part.table, self.task, self.labels), np.zeros(len(self.labels), dtype=np.int64)
+        for rows in blocks(len(part)):
+            counts += np.bincount(numbers[part.chosen[rows]].astype(np.int64), minlength=len(counts))
+        return counts
+
 
 def read_tasks(
     experiment: Experiment,
@@ -91,7 +99,8 @@ def read_tasks(
     """
     problems: list[Problem] = []
     found: dict[str, TaskData] = {}
-    reading = _Reading(base, cache, experiment.seed, frozenset(wanted))
+    hold_out = HoldOut(experiment.hold_out, experiment.seed)
+    reading = _Reading(base, cache, experiment.seed, frozenset(wanted), hold_out)
     for name, task in experiment.tasks.items():
         known = _fixed_labels(task) if labels is None else labels[name]
         fit = labels is None and known is None and task.kind != "regression"
@@ -120,6 +129,7 @@ class _Reading:
     cache: Path
     seed: int
     wanted: frozenset[str]
+    hold_out: HoldOut
 
     def task(self, name: str, task: AnyTask, labels: tuple[str, ...] | None, *, fit: bool) -> TaskData:
         """One task; `fit`: its labels are those of the training rows. Raises `DataError` with all problems."""
@@ -129,6 +139,8 @@ class _Reading:
                 labels = fit_labels(parts["train"].table, parts["train"].chosen)
             except DataError as error:
                 problems += error.problems
+        if labels is not None:
+            problems += _weight_problems(name, task, labels)
         splits: dict[str, Split] = {}
         for split, part in parts.items():
             try:
@@ -163,7 +175,7 @@ class _Reading:
             if not any(finding.fatal for finding in table.findings):
                 parts[split] = _whole(table)
         if "train" in parts and not isinstance(task.dev, str):
-            parts |= _held_out(parts["train"], task.dev, self.seed)
+            parts |= _divided(parts["train"], self.hold_out.dev_rows(parts["train"].table, task.dev))
             empty = [split for split in ("train", "dev") if not parts[split]]
             if not parts["train"].table.errors:
                 what = f"holds out {task.dev} of {len(parts['train'].table):,} rows; name a file, or another fraction"
@@ -195,6 +207,13 @@ def _fixed_labels(task: AnyTask) -> tuple[str, ...] | None:
     return tuple(label_text(label) for label in task.labels)
 
 
+def _weight_problems(name: str, task: AnyTask, labels: tuple[str, ...]) -> list[Problem]:
+    """Weights of classes that the task does not have."""
+    if task.kind == "regression" or not isinstance(task.class_weights, Mapping):
+        return []
+    return unknown_labels(name, {label_text(label): weight for label, weight in task.class_weights.items()}, labels)
+
+
 def _whole(table: RowTable) -> Split:
     return Split(table, counting(len(table)), dict(table.left_out))
 
@@ -212,23 +231,11 @@ def _with_known_labels(part: Split, task: AnyTask, labels: tuple[str, ...] | Non
     return replace(kept, left_out={**part.left_out, **unknown})
 
 
-def _held_out(train: Split, fraction: float, seed: int) -> dict[str, Split]:
-    """Train without, and dev of, about `fraction` of the texts; equal texts (pairs in either order) stay together.
-
-    Tasks that hold out the same fraction of the same texts hold out the same ones. What one task holds out another may
-    train on where their fractions differ, or where it names a dev file: `findings.leaks` counts such rows.
-    """
-    keys, mixer = train.table.keys(), np.uint64(stream_number(seed, "held out"))
-
-    def in_dev(rows: np.ndarray) -> np.ndarray:
-        mixed = (keys[rows] ^ mixer) * np.uint64(0x9E3779B97F4A7C15)
-        mixed = (mixed ^ (mixed >> np.uint64(32))) * np.uint64(0xD6E8FEB86659FD93)
-        share: np.ndarray = (mixed >> np.uint64(11)).astype(np.float64) / float(1 << 53)
-        return share < fraction
-
+def _divided(train: Split, in_dev: np.ndarray) -> dict[str, Split]:
+    """Train and dev of all rows of a training table; `in_dev` (N,) bool are held out."""
     return {
-        "train": train.keeping(lambda rows: ~in_dev(rows), train.left_out),
-        "dev": train.keeping(in_dev, {}),
+        "train": train.keeping(lambda rows: ~in_dev[rows], train.left_out),
+        "dev": train.keeping(lambda rows: in_dev[rows], {}),
     }
 
 
@@ -243,17 +250,11 @@ def _sample(train: Split, most: int | None, seed: int, name: str) -> Split:
 def label_numbers(table: RowTable, task: AnyTask, labels: tuple[str, ...] | None) -> np.ndarray:
     """Labels of all rows of a table as numbers, (N,); rows whose label is not in `labels` get -1."""
     if labels is None:
-        return measurements(table, np.float32)
+        return table.measurements(np.float32)
     keys, known = table.label_keys(), label_keys(labels)
     order = np.argsort(known)
     dtype = np.float32 if task.kind == "binary" else np.int64
     return filled(len(table), dtype, (_positions(keys[part], known[order], order) for part in blocks(len(table))))
-
-
-def measurements(table: RowTable, dtype: DTypeLike) -> np.ndarray:
-    """The labels of all rows of a regression, in label units, (N,)."""
-    kind = pa.from_numpy_dtype(dtype)
-    return filled(len(table), dtype, (pc.cast(chunk, kind).to_numpy() for chunk in table.labels().chunks))
 
 
 def _positions(keys: np.ndarray, known: np.ndarray, order: np.ndarray) -> np.ndarray:

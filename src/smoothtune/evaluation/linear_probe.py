@@ -19,11 +19,13 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import KFold, StratifiedGroupKFold, StratifiedKFold
 
 from smoothtune.evaluation.metrics import Floats, Rows, macro_f1
+from smoothtune.runtime.device import blas_threads
 from smoothtune.runtime.random import numpy_stream
 from smoothtune.types import Kind
 
 STRENGTHS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 """C of the logistic regression, on features whose rows have a mean squared length of `LENGTH`; ridge penalties are 1 / C."""
+_COARSE = (1.0, 10.0, 100.0)
 LENGTH = 4.0
 FOLDS = 5
 MOST_ROWS = 1000
@@ -83,11 +85,10 @@ class ProbeScore:
 
 @dataclass(frozen=True, slots=True)
 class ProbeChoice:
-    """The `strength` that cross-validation prefers, the score of held-out rows at it, and the `least` loss of all strengths."""
+    """The `strength` that cross-validation prefers, and the score of held-out rows at it."""
 
     strength: float
     score: ProbeScore
-    least: float = np.nan
 
 
 def fit(features: Rows, rows: Rated, strength: float, *, seed: int = 0) -> LinearFit:
@@ -109,13 +110,21 @@ def choose(features: Rows, rows: Rated, *, seed: int, strengths: Sequence[float]
         return ProbeChoice(1.0, _unknown(part))
     scores = [cross_validated(some, part, strength, folds) for strength in strengths]
     best = min(range(len(scores)), key=lambda number: scores[number].loss)
-    least = scores[best].loss
     for number in range(len(scores) - 1, best, -1):
         difference = scores[number].losses - scores[best].losses
         if difference.mean() <= difference.std() / np.sqrt(len(difference)):
             best = number
             break
-    return ProbeChoice(strengths[best], scores[best], least)
+    return ProbeChoice(strengths[best], scores[best])
+
+
+def least_loss(features: Rows, rows: Rated, *, seed: int) -> float:
+    """The least cross-validated loss of features (n, F) at a few strengths, to compare features by; nan for too few rows."""
+    chosen = _sample(len(features), MOST_ROWS, seed)
+    part, some = rows.part(chosen), _rotated(np.asarray(features[chosen], dtype=np.float64))
+    folds = folds_of(part, seed=seed, folds=3)
+    losses = [cross_validated(some, part, strength, folds).loss for strength in _COARSE] if folds else []
+    return min(losses, default=np.nan)
 
 
 def cross_validated(features: Floats, rows: Rated, strength: float, folds: Sequence[tuple[Rows, Rows]]) -> ProbeScore:
@@ -164,6 +173,11 @@ def folds_of(rows: Rated, *, seed: int, folds: int = FOLDS) -> list[tuple[Rows, 
 
 
 def _fit(features: Floats, rows: Rated, strength: float, limits: Mapping[str, Any] = _QUICK) -> LinearFit:
+    with blas_threads(1):  # products this small take longer in several threads, the more so beside other work
+        return _fitted(features, rows, strength, limits)
+
+
+def _fitted(features: Floats, rows: Rated, strength: float, limits: Mapping[str, Any]) -> LinearFit:
     size = float(np.sqrt(LENGTH / max(np.square(features).sum(axis=1).mean(), 1e-12)))
     x = _rotated(features) if features.shape[1] > len(features) else features
     if rows.kind == "regression":
@@ -237,8 +251,3 @@ def balanced(targets: Rows, classes: int) -> Floats:
     counts: NDArray[np.int64] = np.bincount(targets.astype(np.int64), minlength=classes)
     weights: Floats = np.where(counts > 0, len(targets) / np.maximum(counts, 1) / max((counts > 0).sum(), 1), 1.0)
     return weights
-
-
-def weighted(weights: Mapping[int, float], classes: int) -> Floats:
-    """Weights (classes,) of some classes, 1 for the others."""
-    return np.array([weights.get(number, 1.0) for number in range(classes)])

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Literal
 
 import torch
+from threadpoolctl import threadpool_limits
 
 from smoothtune.errors import UsageError
 from smoothtune.runtime.processes import ALONE, Processes
@@ -55,6 +56,13 @@ def set_threads(count: int | None, processes: Processes = ALONE) -> int:
             count = max(1, len(os.sched_getaffinity(0)) // processes.local_world)
     torch.set_num_threads(count)
     return count
+
+
+@contextmanager
+def blas_threads(count: int) -> Iterator[None]:
+    """Let numpy and scipy use `count` threads inside."""
+    with threadpool_limits(count, user_api="blas"):
+        yield
 
 
 def has_bfloat16(device: torch.device) -> bool:

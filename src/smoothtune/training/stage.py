@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from smoothtune.config.stage import Stage
 from smoothtune.data.batching import BatchStream, Examples
@@ -50,6 +51,7 @@ class StageRun:
     With `entry_counts` the model it begins with is a result: it is scored first and is the state to beat, so that the
     stage never leaves the model worse by its own metric. With `goes_on_from`, the `state_dict` of a run of the same stage on
     the same data, it goes on from there, to the same bits; the model is then the one that the stage began with.
+    `class_weights` are (C,) by task, for the tasks that have any.
     """
 
     model: MultiTaskModel
@@ -63,6 +65,7 @@ class StageRun:
     regularisers: Sequence[Regulariser] = ()
     entry_counts: bool = False
     goes_on_from: Mapping[str, Any] | None = None
+    class_weights: Mapping[str, Tensor] = field(default_factory=dict)
     _live: Live | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -215,6 +218,7 @@ class StageRun:
             dtype=self.dtype,
             regularisers=self.regularisers,
             frozen_dropout=stage.frozen_dropout,
+            class_weights={name: weights.to(self.accelerator.device) for name, weights in self.class_weights.items()},
         )
         schedule = self._schedule()
         total = _total_steps(schedule, stage)

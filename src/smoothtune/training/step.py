@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from smoothtune.nn.dropout import Dropout
 from smoothtune.nn.model import Answer, Earlier, MultiTaskModel
+from smoothtune.objective.class_weights import ClassWeights
 from smoothtune.objective.divergences import divergence, one_sided_divergence
 from smoothtune.objective.look import Distribution, DropoutMode, Look, Regulariser
 from smoothtune.objective.losses import example_losses
@@ -42,7 +43,10 @@ class StepName:
 
 
 class StepModule(nn.Module):
-    """`forward(batch, name)` makes the clean pass, calls the regularisers and returns the loss in parts."""
+    """`forward(batch, name)` makes the clean pass, calls the regularisers and returns the loss in parts.
+
+    `class_weights` are (C,) by task: they scale the losses of examples by their class, but no regulariser's term.
+    """
 
     def __init__(
         self,
@@ -52,20 +56,23 @@ class StepModule(nn.Module):
         dtype: torch.dtype,
         regularisers: Sequence[Regulariser] = (),
         frozen_dropout: bool = False,
+        class_weights: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.weighting = weighting
         self.dtype = dtype
         self.frozen_dropout = frozen_dropout
+        self.class_weights = ClassWeights(class_weights or {})
         self.regularisers = tuple(regularisers)
         self.records: dict[str, dict[str, float]] = {}
 
     def forward(self, batch: Batch, name: StepName) -> dict[str, Tensor]:
         """Loss parts, scalars: `task` (weighted), `weight` (the weighting's penalty), one per regulariser that looked.
 
-        `unweighted` is the task's mean loss without gradient, for reports; the others sum to what is minimised. A
-        regulariser's term has the factor of its task's loss: w_t (L_t + lambda R_t).
+        `unweighted` is the task's mean loss without gradient, for reports: with the weights of its classes, but before the
+        weighting of the task. The others sum to what is minimised. A regulariser's term has the factor of its task's loss:
+        w_t (L_t + lambda R_t).
         """
         assert batch.labels is not None
         kind = self.model.tasks[batch.task].kind
@@ -74,7 +81,8 @@ class StepModule(nn.Module):
         looking = [part for part in watching if part.due(batch.task)]
         dtype = self._dtype_of(looking)
         answer = self._pass(batch, clean, dtype, keep_inputs=bool(looking))
-        loss = example_losses(kind, answer.logits, batch.labels).mean()
+        losses = example_losses(kind, answer.logits, batch.labels)
+        loss = self.class_weights(batch.task, losses, batch.labels).mean()
         weighted, penalty = self.weighting(batch.task, loss)
         parts = {"task": weighted, "weight": penalty}
         for part in looking:

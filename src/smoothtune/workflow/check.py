@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,10 +19,19 @@ from smoothtune.config.selectors import layers_of
 from smoothtune.config.stage import Stage
 from smoothtune.data.columns import blocks, gathered
 from smoothtune.data.findings import Leaks, Matches
+from smoothtune.data.keys import label_key
+from smoothtune.data.label_doubts import (
+    MOST_LOOKALIKES,
+    LabelDoubts,
+    Lookalike,
+    Lookalikes,
+    label_doubts,
+    lookalikes,
+)
 from smoothtune.data.leaks import TrainingKeys, leaks
 from smoothtune.data.length_counts import LengthCounts
 from smoothtune.data.repeats import repeats
-from smoothtune.data.task_data import Split, TaskData, measurements, read_tasks, token_columns
+from smoothtune.data.task_data import Split, TaskData, read_tasks, token_columns
 from smoothtune.data.tokenising import load_tokenizer
 from smoothtune.errors import ConfigurationError, ModelFileError, Problem, UsageError
 from smoothtune.files import cache_folder
@@ -56,8 +66,9 @@ class SplitReport:
     """What was found in one split.
 
     Everything is counted over the rows that are used. `balance` counts them by label, empty for a regression; `span` is
-    that of its labels, None for the others. `leaks` is None for training data. It compares with the training rows of all
-    tasks, those too that `max_train_rows` does not sample: another seed, or more rows, would train on them.
+    that of its labels, None for the others. `doubts` are those about its labels. `leaks` is None for training data. It
+    compares with the training rows of all tasks, those too that `max_train_rows` does not sample: another seed, or more
+    rows, would train on them.
     """
 
     source: str
@@ -69,6 +80,7 @@ class SplitReport:
     lengths: Lengths
     duplicates: Matches
     conflicts: Matches
+    doubts: LabelDoubts
     leaks: Leaks | None
 
 
@@ -138,32 +150,60 @@ def encoding_of(experiment: Experiment, number: int) -> Literal["moving", "adapt
 
 def _report(data: TaskData, split: str, lengths: Lengths, training: Sequence[TrainingKeys]) -> SplitReport:
     part = data.splits[split]
-    found = repeats(part)
+    found, balance = repeats(part), _balance(data, part)
+    span = _span(part) if data.labels is None else None
     return SplitReport(
         source=part.table.source.shown,
         kind=data.task.kind,
         rows=len(part),
         left_out=part.left_out,
-        balance=_balance(data, split),
-        span=_span(part) if data.labels is None else None,
+        balance=balance,
+        span=span,
         lengths=lengths,
         duplicates=found.duplicates,
         conflicts=found.conflicts,
+        doubts=_doubts(data, split, balance, span),
         leaks=None if split == "train" else leaks(part, training),
     )
 
 
-def _balance(data: TaskData, split: str) -> dict[str, int]:
-    if data.labels is None:
-        return {}
-    numbers, counts = data.targets(split), np.zeros(len(data.labels), dtype=np.int64)
-    for part in blocks(len(numbers)):
-        counts += np.bincount(numbers[part].astype(np.int64), minlength=len(counts))
-    return dict(zip(data.labels, counts.tolist(), strict=True))
+def _balance(data: TaskData, part: Split) -> dict[str, int]:
+    return {} if data.labels is None else dict(zip(data.labels, data.counts(part).tolist(), strict=True))
+
+
+def _doubts(data: TaskData, split: str, balance: Mapping[str, int], span: Span | None) -> LabelDoubts:
+    part = data.splits[split]
+    doubts = label_doubts(split, len(part), balance)
+    if data.task.kind == "regression":
+        return replace(doubts, constant=span is not None and span.min == span.max)
+    if split != "train" or data.task.labels is not None:
+        return doubts
+    return replace(doubts, lookalikes=_lookalikes(data))
+
+
+def _lookalikes(data: TaskData) -> Lookalikes:
+    """Labels that stand in one row of all splits, a training row, and are spelt almost like others."""
+    assert data.trainable is not None
+    training = _balance(data, data.trainable)
+    if 1 not in training.values():
+        return Lookalikes()
+    total = Counter(training)
+    for split, part in data.splits.items():
+        total.update({} if split == "train" else _balance(data, part))
+    pairs = [(label, other) for label, other in lookalikes(total).items() if training[label]]
+    first = (Lookalike(label, other, _place(data.trainable, label)) for label, other in pairs[:MOST_LOOKALIKES])
+    return Lookalikes(len(pairs), tuple(first))
+
+
+def _place(part: Split, label: str) -> str:
+    """The place of the only row with the label."""
+    keys, key = part.table.label_keys(), label_key(label)
+    rows = (part.chosen[rows] for rows in blocks(len(part)))
+    return part.table.place(next(int(some[keys[some] == key][0]) for some in rows if (keys[some] == key).any()))
 
 
 def _span(split: Split) -> Span:
-    numbers = gathered(measurements(split.table, np.float64), split.chosen)
+    numbers = gathered(split.table.measurements(np.float64), split.chosen)
     mean = math.fsum(float(numbers[part].sum()) for part in blocks(len(numbers))) / len(numbers)
     return Span(float(numbers.min()), mean, float(numbers.max()))
 

@@ -63,6 +63,13 @@ class Earlier:
                 )
 
 
+def with_hold_out_of(run: Experiment, experiment: Experiment) -> Experiment:
+    """`experiment` with the hold-out of the `run`, where it names none: its default was another when older runs began."""
+    if "hold_out" in experiment.model_fields_set:
+        return experiment
+    return experiment.model_copy(update={"hold_out": run.hold_out})
+
+
 def read_earlier(run: Path, experiment: Experiment | None, allowed: Collection[str]) -> Earlier:
     """What is left in the folder `run`; with `experiment`, which is to take the place of the run's own.
 
@@ -70,7 +77,7 @@ def read_earlier(run: Path, experiment: Experiment | None, allowed: Collection[s
     another.
     """
     own = read_experiment(run)
-    wanted = own if experiment is None else experiment
+    wanted = own if experiment is None else with_hold_out_of(own, experiment)
     then, now = ({"configuration": configuration_of(one)} for one in (own, wanted))
     # without an experiment the run goes on with its own; with another one, it is that which has to be given again
     again = resume_command(run) if experiment is None else "the same command and"

@@ -61,12 +61,16 @@ def data_of(data: TaskData) -> dict[str, Any]:
 def configuration_of(experiment: Experiment) -> dict[str, Any]:
     """All keys that change what a run computes: not how often it writes, where its files are or how it is called."""
     table = experiment.model_dump(mode="json", by_alias=True)
+    if table["hold_out"] == "hashed":
+        del table["hold_out"]  # a checkpoint that is older than the key does not have it
     del table["runtime"]["checkpoint_every"], table["name"]
     del table["encoder"]["name"], table["encoder"]["revision"]  # its content is compared
     for task in table["tasks"].values():
         for split in ("train", "dev", "test"):
             if isinstance(task.get(split), str):
                 del task[split]  # its content is compared
+        if task.get("class_weights") is None:
+            task.pop("class_weights", None)  # nor this one
     return table
 
 

@@ -12,17 +12,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from smoothtune.bounded import parse_toml
 from smoothtune.config.experiment import Experiment, trunk_options
 from smoothtune.config.loading import to_toml, validated
 from smoothtune.config.stage import Stage
 from smoothtune.data.batching import Examples
-from smoothtune.data.columns import gathered
+from smoothtune.data.class_weights import class_weights_of
 from smoothtune.data.task_data import make_examples, read_tasks
 from smoothtune.data.tokenising import load_tokenizer
 from smoothtune.evaluation.scores import Scores, score_tasks
@@ -39,7 +39,7 @@ from smoothtune.training.stage import StageRun
 from smoothtune.workflow.check import check_encoder, encoding_of, report_on
 from smoothtune.workflow.frozen import Encoding, FrozenStates, StateKeeper, content_of
 from smoothtune.workflow.identity import Identity, check_alike, data_of, identity_of
-from smoothtune.workflow.probe_fit import FittedProbe, ProbeRows, set_probes
+from smoothtune.workflow.probe_fit import FittedProbe, probe_rows, set_probes
 from smoothtune.workflow.recipe import Choosing, Recipe, choose_recipe
 from smoothtune.workflow.recipe_inputs import RecipeInputs
 from smoothtune.workflow.scoring import EpochEvaluation, answers_of, undefined
@@ -152,15 +152,12 @@ class Material:
             regularisers=build_regularisers(stage.regularisers, depth=self.staged.encoder.depth),
             entry_counts=entry_counts,
             goes_on_from=begun.goes_on_from,
+            class_weights=self._class_weights(names),
         )
 
     def _set_probes(self, train: Mapping[str, Examples], dtype: torch.dtype) -> dict[str, FittedProbe]:
         """Let the outputs of the stage's tasks begin as linear probes."""
-        rows = {}
-        for name, examples in train.items():
-            split = self.data[name].splits["train"]
-            groups = np.unique(gathered(split.table.keys(), split.chosen), return_inverse=True)[1]
-            rows[name] = ProbeRows(examples, groups)
+        rows = {name: probe_rows(examples, self.data[name]) for name, examples in train.items()}
         return set_probes(self.staged.model, rows, dtype=dtype, seed=self.experiment.seed)
 
     def evaluate(self) -> tuple[Scores, dict[str, str]]:
@@ -191,6 +188,16 @@ class Material:
     def dtype(self) -> torch.dtype:
         """That of the last stage, in which the run's model is evaluated."""
         return pick_dtype(self.experiment.stages[-1].precision, self.device)
+
+    def _class_weights(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """By task, for those that have any; the same in all stages and processes."""
+        weights = {}
+        for name in names:
+            data = self.data[name]
+            of_classes = class_weights_of(data.task, data.labels, data.targets("train"))
+            if of_classes is not None:
+                weights[name] = torch.from_numpy(of_classes)
+        return weights
 
     def _examples(self, split: str, names: Iterable[str]) -> dict[str, Examples]:
         found = {}

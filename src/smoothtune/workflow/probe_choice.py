@@ -63,14 +63,19 @@ def choose_trunk(inputs: RecipeInputs, task: str) -> TrunkChoice:
     states = _pooled_states(inputs, rows.examples, options)
     about = _rated(inputs, task, rows)
     tried = [options] if given.trunk is not None else list(_candidates(options, inputs.encoder.depth))
-    best: tuple[TrunkBase, Rows, ProbeChoice] | None = None
+    best: tuple[TrunkBase, Rows] | None = None
+    least = np.inf
     for candidate in tried:
         features = _features(candidate, states, inputs.encoder.width, inputs.encoder.depth)
-        choice = linear_probe.choose(features, about, seed=inputs.experiment.seed)
-        if best is None or choice.least < best[2].least:
-            best = candidate, features, choice
+        if len(tried) == 1:
+            best = candidate, features
+            break
+        loss = linear_probe.least_loss(features, about, seed=inputs.experiment.seed)
+        if best is None or loss < least:
+            best, least = (candidate, features), loss
     assert best is not None
-    chosen, features, probe = best
+    chosen, features = best
+    probe = linear_probe.choose(features, about, seed=inputs.experiment.seed)
     weights, probe = _class_weights(inputs, task, features, about, probe)
     own = given.trunk is None and trunk_name(task, given) == task
     return TrunkChoice(chosen, own, True, features.shape[1], weights, probe)
@@ -135,7 +140,7 @@ def _rated(inputs: RecipeInputs, task: str, rows: ProbeRows) -> Rated:
 def _class_weights(
     inputs: RecipeInputs, task: str, features: Rows, about: Rated, probe: ProbeChoice
 ) -> tuple[str | None, ProbeChoice]:
-    """Balanced class weights where a class is rare and cross-validated macro-F1 is better with them."""
+    """Balanced class weights where a class is rare and cross-validated macro-F1 gains more than accuracy loses."""
     if about.kind == "regression" or getattr(inputs.experiment.tasks[task], "class_weights", None) is not None:
         return None, probe
     counts = np.bincount(about.targets.astype(np.int64), minlength=about.classes)
@@ -143,5 +148,6 @@ def _class_weights(
         return None, probe
     weights: Floats = linear_probe.balanced(about.targets, max(about.classes, 2))
     balanced = linear_probe.choose(features, replace(about, weights=weights), seed=inputs.experiment.seed)
-    better = balanced.score.macro_f1 > probe.score.macro_f1
+    gain = balanced.score.macro_f1 - probe.score.macro_f1
+    better = gain > max(0.0, probe.score.value - balanced.score.value)
     return ("balanced", balanced) if better else ("none", probe)

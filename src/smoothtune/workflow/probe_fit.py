@@ -11,6 +11,9 @@ from scipy.special import logit
 from torch import Tensor
 
 from smoothtune.data.batching import Examples
+from smoothtune.data.class_weights import class_weights_of
+from smoothtune.data.columns import gathered
+from smoothtune.data.task_data import TaskData
 from smoothtune.evaluation import linear_probe
 from smoothtune.evaluation.linear_probe import MOST_FITTED, LinearFit, ProbeChoice, Rated
 from smoothtune.evaluation.metrics import Floats, Rows
@@ -44,6 +47,14 @@ class ProbeRows:
         return replace(
             self, examples=replace(self.examples, chosen=self.examples.chosen[rows]), groups=self.groups[rows]
         )
+
+
+def probe_rows(examples: Examples, data: TaskData) -> ProbeRows:
+    """The training rows of a task with their groups and the weights of their classes."""
+    split = data.splits["train"]
+    groups = np.unique(gathered(split.table.keys(), split.chosen), return_inverse=True)[1]
+    weights = class_weights_of(data.task, data.labels, data.targets("train"))
+    return ProbeRows(examples, groups, None if weights is None else weights.astype(np.float64))
 
 
 @dataclass(frozen=True, slots=True)

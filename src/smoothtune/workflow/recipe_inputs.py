@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from tokenizers import Tokenizer
 
 from smoothtune.config.experiment import Experiment, trunk_options
 from smoothtune.data.batching import Examples
-from smoothtune.data.columns import gathered
 from smoothtune.data.task_data import TaskData, make_examples
-from smoothtune.evaluation.metrics import Floats
 from smoothtune.nn.encoder import Encoder
-from smoothtune.workflow.probe_fit import ProbeRows
+from smoothtune.workflow.probe_fit import ProbeRows, probe_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +44,12 @@ class RecipeInputs:
         """Labels by task."""
         return {name: data.labels for name, data in self.data.items()}
 
-    def probe_rows(self, task: str, weights: Floats | None = None) -> ProbeRows:
-        """The training rows of a task, with the group of equal texts that each is in."""
+    def probe_rows(self, task: str, experiment: Experiment | None = None) -> ProbeRows:
+        """The training rows of a task, weighted as its class weights in `experiment` say, or else in the given one."""
         data = self.data[task]
-        split = data.splits["train"]
-        groups = np.unique(gathered(split.table.keys(), split.chosen), return_inverse=True)[1]
-        return ProbeRows(self._examples(data), groups, weights)
+        if experiment is not None:
+            data = replace(data, task=experiment.tasks[task])
+        return probe_rows(self._examples(data), data)
 
     def _examples(self, data: TaskData) -> Examples:
         make = partial(make_examples, data, data.splits["train"], self.tokenizer, cache=self.cache)

@@ -11,7 +11,7 @@ from smoothtune.config.experiment import Experiment
 from smoothtune.config.loading import load
 from smoothtune.errors import UsageError
 from smoothtune.runtime.processes import Processes, together
-from smoothtune.workflow.earlier import read_earlier
+from smoothtune.workflow.earlier import read_earlier, with_hold_out_of
 from smoothtune.workflow.events import Event, RunBegin, RunEnd
 from smoothtune.workflow.identity import check_kinds, configuration_of
 from smoothtune.workflow.material import Material
@@ -133,7 +133,9 @@ def _finished(folder: Path, wanted: Experiment | None) -> Run | None:
     """The run of a folder if it came to its end. Raises `UsageError` where another experiment is `wanted` of it."""
     own = read_experiment(folder)
     done = finished_run(folder, own)
-    if done is not None and wanted is not None and configuration_of(own) != configuration_of(wanted):
+    if done is None or wanted is None:
+        return done
+    if configuration_of(own) != configuration_of(with_hold_out_of(own, wanted)):
         raise UsageError(f"{folder}: the run is finished, and its experiment is another one; give another --run-dir")
     return done
 

@@ -97,20 +97,19 @@ def run_trial(
 
     None where a task has too few rows for folds. Cost: about as many steps as folds times those of the stage.
     """
-    rows = {task: inputs.probe_rows(task) for task in experiment.tasks}
+    rows = {task: inputs.probe_rows(task, experiment) for task in experiment.tasks}
     count = 3 if min(len(part.examples) for part in rows.values()) < FEW_ROWS else 2
     about = {task: _rated(inputs, experiment, task, part) for task, part in rows.items()}
     folds = {task: folds_of(about[task], seed=experiment.seed, folds=count) for task in rows}
     if any(len(found) < count for found in folds.values()):
         return None
     answers = {task: (_space(about[task]), _space(about[task])) for task in rows}
-    last = stage.model_copy(
-        update={"stop": stage.stop.model_copy(update={"keep": "last", "no_task_below_start": False})}
-    )
-    total = count * (stage.stop.max_steps or 0)
+    steps = round((stage.stop.max_steps or 0) * (count - 1) / count)  # as many passes as over all rows
+    stop = stage.stop.model_copy(update={"keep": "last", "no_task_below_start": False, "max_steps": max(steps, 1)})
+    last, total = stage.model_copy(update={"stop": stop}), count * steps
     for number in range(count):
         split = {task: folds[task][number] for task in rows}
-        before = number * (stage.stop.max_steps or 0)
+        before = number * steps
         fold = {task: rows[task].part(split[task][0]) for task in rows}
         held = {task: rows[task].part(split[task][1]) for task in rows}
         model = _model(inputs, experiment)
@@ -127,6 +126,11 @@ def run_trial(
             seed=experiment.seed,
             dtype=inputs.dtype,
             accelerator=inputs.accelerator,
+            class_weights={
+                task: torch.from_numpy(part.weights.astype(np.float32))
+                for task, part in rows.items()
+                if part.weights is not None
+            },
         )
         for event in run.events():
             if isinstance(event, StepReport):
