@@ -1,4 +1,4 @@
-"""What the defaults give: `smoothtune.train` with required keys alone, against two baselines, on 15 small sets of 30 to 1,000 rows.
+"""What the defaults give: `smoothtune.train` with required keys alone, against two baselines, on 15 small sets.
 
 Run: python benchmarks/default_sets.py [--half choice] [--sets NAME ...] [--sizes N ...] [--seeds N ...] [--sides NAME ...].
 A seed draws the training rows and is the seed of every side; the whole test set is scored. `--dev` scores rows of the training

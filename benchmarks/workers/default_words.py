@@ -1,7 +1,7 @@
 """One cell of the baseline `words`: TF-IDF and a linear model, as `smoothtune evaluate --words-alone` fits it.
 
-A spec holds `data` (a folder with train.tsv and scored.tsv), `task` and `seed`. `train_seconds` are those of fitting and predicting,
-which are one call.
+A spec holds `data` (a folder with train.tsv and scored.tsv), `task` and `seed`. `train_seconds` are those of fitting and
+predicting, which are one call.
 """
 
 from __future__ import annotations
