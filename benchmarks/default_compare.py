@@ -53,8 +53,8 @@ class View:
         ours = self.values(name, rows, self.ours)
         others = {side: self.values(name, rows, side) for side in BASELINES}
         means = {"ours": _mean(ours.values()), **{side: _mean(values.values()) for side, values in others.items()}}
-        scored = {side: means[side] for side in BASELINES if means[side] is not None}
-        better = max(scored, key=lambda side: scored[side] or 0.0) if scored else None
+        scored = {side: mean for side in BASELINES if (mean := means[side]) is not None}
+        better = max(scored, key=lambda side: scored[side]) if scored else None
         to_better = None if better is None else _difference(ours, others[better])
         return Comparison(name, rows, means, _difference(ours, others["frozen"]), better, to_better)
 
@@ -97,10 +97,10 @@ def mean_over_sets(differences: Sequence[float]) -> Means | None:
     return Means(len(values), Interval(middle, middle - half, middle + half), Interval(middle, low, high))
 
 
-def losses(rows: Iterable[Comparison]) -> list[Comparison]:
-    """Where ours is more than a point below the better baseline, the largest loss first."""
-    lost = [row for row in rows if row.to_better is not None and row.to_better < -LOSS]
-    return sorted(lost, key=lambda row: row.to_better or 0.0)
+def losses(rows: Iterable[Comparison]) -> list[tuple[float, Comparison]]:
+    """Where ours is more than a point below the better baseline, and by how much; the largest loss first."""
+    differences = [(row.to_better, row) for row in rows if row.to_better is not None]
+    return sorted((pair for pair in differences if pair[0] < -LOSS), key=lambda pair: pair[0])
 
 
 def seconds(cells: Cells, sets: Iterable[str], rows: int, side: str) -> float | None:

@@ -8,6 +8,7 @@ introduction.
 from __future__ import annotations
 
 import argparse
+import statistics
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
@@ -63,6 +64,7 @@ def _sections(cells: Cells, ours: str) -> Iterator[str]:
         yield _summary(view, f1, sets)
         if half == "all":
             yield f"### Seconds of training\n\n{_seconds(cells, sets, ours)}"
+            yield f"### Log loss\n\n{_log_loss(View(cells, ours, 'log_loss'), sets)}"
             yield f"### Where ours loses\n\n{_losses(view, f1, sets)}"
         else:
             yield f"### {NAMES[half]}: accuracy, for similarity Spearman's correlation\n\n{_rows(view, sets)}"
@@ -153,15 +155,16 @@ def _losses(view: View, f1: View, sets: Sequence[str]) -> str:
     parts = []
     for title, part in (("Main metric", view), ("Macro-F1", f1)):
         compared = [row for row in part.comparisons(sets) if row.to_better is not None]
-        lost = losses(compared)
-        count = f"{title}: more than {100 * LOSS:g} point below the better baseline at {len(lost)} of {len(compared)}"
-        parts.append("\n".join([f"{count} sets and sizes.", "", *map(_loss, lost)]).strip())
+        rows = losses(compared)
+        count = f"{title}: more than {100 * LOSS:g} point below the better baseline at {len(rows)} of {len(compared)}"
+        lines = [_loss(difference, row) for difference, row in rows]
+        parts.append("\n".join([f"{count} sets and sizes.", "", *lines]).strip())
     return "\n\n".join(parts)
 
 
-def _loss(row: Comparison) -> str:
+def _loss(difference: float, row: Comparison) -> str:
     half = "choice" if row.set in default_data.CHOICE else "confirmation"
-    return f"- {row.set} ({half}), {row.rows:,} rows: {100 * (row.to_better or 0.0):+.1f} to {row.better}"
+    return f"- {row.set} ({half}), {row.rows:,} rows: {100 * difference:+.1f} to {row.better}"
 
 
 def _seconds(cells: Cells, sets: Sequence[str], ours: str) -> str:
@@ -173,6 +176,25 @@ def _seconds(cells: Cells, sets: Sequence[str], ours: str) -> str:
         "Medians over sets and seeds. Ours: the call of `smoothtune.train`. `frozen`: embedding the training rows, "
         "cross-validation and fitting. `words`: cross-validation, fitting and predicting the test set.\n\n"
         + table(("rows", "ours", *BASELINES), lines)
+    )
+
+
+def _log_loss(view: View, sets: Sequence[str]) -> str:
+    """Means over the sets that have cells of both sides."""
+    compared, lines = [row for row in view.comparisons(sets) if row.to_frozen is not None], []
+    for rows in SIZES:
+        values = {
+            side: [mean for row in compared if row.rows == rows and (mean := row.means[side]) is not None]
+            for side in ("ours", "frozen")
+        }
+        if values["ours"]:
+            means = [f"{statistics.fmean(numbers):.3f}" for numbers in values.values()]
+            lines.append([f"{rows:,}", str(len(values["ours"])), *means])
+    if not lines:
+        return "No set has cells of ours and of `frozen`."
+    return (
+        "Means over seeds, then over the classification sets; lower is better. A probability counts as at least 1e-6, "
+        "so that classes without a training row have a loss.\n\n" + table(("rows", "sets", "ours", "frozen"), lines)
     )
 
 

@@ -55,7 +55,7 @@ def same_fields(key: Key, bench: Bench, code: str, *, keep: bool) -> dict[str, A
     return overrides if keep else {**overrides, "code": code}
 
 
-def measured_line(key: Key, bench: Bench, shared: dict[str, Any]) -> dict[str, Any]:
+def cell_line(key: Key, bench: Bench, shared: dict[str, Any]) -> dict[str, Any]:
     """The line of one cell, measured."""
     report = measure("ours" if is_ours(key) else key.side, key, bench)
     ours = {"overrides": list(bench.overrides), "code": shared["code"]} if is_ours(key) else {}
@@ -73,7 +73,7 @@ def run_all(keys: Iterable[Key], file: CellFile, bench: Bench, *, jobs: int = 1,
     def run(number: int, key: Key) -> bool:
         name = f"default: {number}/{len(missing)} {key.set}, {key.rows} rows, seed {key.seed}, {key.side}"
         try:
-            line = measured_line(key, bench, shared)
+            line = cell_line(key, bench, shared)
         except (RuntimeError, subprocess.TimeoutExpired) as error:
             progress(f"{name}: {error}")
             return False
@@ -101,7 +101,7 @@ def machine_fields() -> dict[str, Any]:
     return {"processor": facts["processor"], "cores": facts["cores"], "commit": commit}
 
 
-def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The options of the command line, checked."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data-dir", type=data_folder, default=data_folder(None), help="folder with sets/")
@@ -129,7 +129,7 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     """Measure what is missing; exit 1 where a cell failed."""
-    options = parsed()
+    options = read_options()
     locks = {name: Lock() for name in SETS}
     data = Path(options.data_dir).absolute()
     bench = Bench(data, options.threads, options.dev, tuple(options.overrides), locks)

@@ -75,7 +75,7 @@ def write_csv(path: Path, rows: Sequence[Ticket]) -> None:
         writer.writerows(rows)
 
 
-def printed(seed: int, threads: int | None) -> dict[str, dict[str, Any]]:
+def command_outputs(seed: int, threads: int | None) -> dict[str, dict[str, Any]]:
     """What `smoothtune check` and `smoothtune train` print on the training rows of a seed, with their exit status."""
     outputs = {}
     with tempfile.TemporaryDirectory() as name:
@@ -106,7 +106,7 @@ def main() -> None:
         threads=options.threads, device="cpu", rows=TRAIN_ROWS, new_rows=NEW_ROWS, code=package_code()
     )
     runs = [measure(seed, options.threads) for seed in seeds]
-    save("tickets", {**settings, "runs": runs, "printed": printed(seeds[0], options.threads)})
+    save("tickets", {**settings, "runs": runs, "printed": command_outputs(seeds[0], options.threads)})
 
 
 if __name__ == "__main__":

@@ -145,11 +145,11 @@ def test_a_cell_that_fails_is_not_stored_and_others_are_measured(bench, capsys):
 
 
 def test_cells_are_in_order_of_size_within_a_set():
-    options = sets.parsed(["--data-dir", "d", "--sets", "cola", "--sizes", "100", "30", "--seeds", "1"])
+    options = sets.read_options(["--data-dir", "d", "--sets", "cola", "--sizes", "100", "30", "--seeds", "1"])
     assert list(sets.cells(options)) == [
         Key("cola", rows, 1, side) for rows in (30, 100) for side in ("ours", "frozen", "words")
     ]
-    labelled = sets.parsed(["--data-dir", "d", "--half", "choice", "--label", "slow", "--set", "seed=1"])
+    labelled = sets.read_options(["--data-dir", "d", "--half", "choice", "--label", "slow", "--set", "seed=1"])
     assert {key.side for key in sets.cells(labelled)} == {"slow"}
     assert {key.set for key in sets.cells(labelled)} == set(data.CHOICE)
 
@@ -165,7 +165,7 @@ def test_cells_are_in_order_of_size_within_a_set():
 def test_options_that_do_not_fit_are_an_error(arguments, message, capsys, monkeypatch):
     monkeypatch.delenv("SMOOTHTUNE_DATA", raising=False)
     with pytest.raises(SystemExit):
-        sets.parsed(arguments)
+        sets.read_options(arguments)
     assert message in capsys.readouterr().err
 
 
@@ -196,6 +196,13 @@ def test_the_page_says_where_ours_loses_and_what_is_missing():
     assert "Cells that are measured: ours 9 of 180, frozen 12 of 180, words 6 of 180." in text
     assert "27 cells on a processor, 2 cores, 1 thread(s); torch 2, Python 3.11; ours at commit c0ffee" in text
     assert "| main metric, to frozen | 30 | 3 | -1.8 |" in text
+
+
+def test_the_page_shows_log_loss_of_sets_that_have_it():
+    keys = [Key("cola", 30, 1, side) for side in ("ours", "frozen")]
+    cells = {key: line(key, metrics={"accuracy": 0.5, "log_loss": 1.25}) for key in keys}
+    assert "| 30 | 1 | 1.250 | 1.250 |" in page.page(cells)
+    assert "No set has cells of ours and of `frozen`." in page.page(CELLS)
 
 
 def test_the_page_shows_several_processors_and_codes():

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from embeddings import Embedded, embed, read_file
+from embeddings import Embeddings, embed, read_file
 from scores import report_of
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge
@@ -77,30 +77,30 @@ def measure(spec: Spec) -> Report:
         # A solver that stops short of its tolerance is a baseline like any other, and it is judged by its folds.
         warnings.simplefilter("ignore", ConvergenceWarning)
         model = fit(kind, inputs, targets, seed=spec["seed"], class_weight=spec["options"].get("class_weight"))
-    fitted = time.perf_counter()
+    fit_end = time.perf_counter()
     values, distribution = model.predict(others), None
     if kind == "regression":
         values = np.clip(values, *spec["task"]["range"])
     else:
         distribution = [str(label) for label in model.classes_], model.predict_proba(others)
-    predict_seconds = time.perf_counter() - fitted
+    predict_seconds = time.perf_counter() - fit_end
     return {
         "metrics": report_of(spec, [row["label"] for row in scored], values.tolist(), distribution),
-        "train_seconds": seconds + fitted - began,
+        "train_seconds": seconds + fit_end - began,
         "predict_seconds": other_seconds + predict_seconds,
-        "fit_seconds": fitted - began,
+        "fit_seconds": fit_end - began,
         "strength": float(model.get_params()["alpha" if kind == "regression" else "C"]),
     }
 
 
 def _inputs(spec: Spec, rows: list[dict[str, str]]) -> tuple[np.ndarray, float]:
     columns = [column for column in rows[0] if column != "label"]
-    parts = [_embedded(spec, [row[column] for row in rows]) for column in columns]
+    parts = [_embeddings(spec, [row[column] for row in rows]) for column in columns]
     inputs = features([part.vectors for part in parts], cosine=spec["task"]["kind"] == "regression")
     return inputs, sum(part.seconds for part in parts)
 
 
-def _embedded(spec: Spec, texts: list[str]) -> Embedded:
+def _embeddings(spec: Spec, texts: list[str]) -> Embeddings:
     path = spec["options"].get("embeddings")
     return embed(spec["checkpoint"], texts) if path is None else read_file(Path(path), texts)
 

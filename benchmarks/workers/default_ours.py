@@ -38,21 +38,21 @@ def measure(spec: Spec) -> Report:
         folder = Path(name) / "run"
         began = time.perf_counter()
         run = train(experiment(spec, columns), run_dir=folder, overrides=overrides)
-        trained = time.perf_counter()
+        train_end = time.perf_counter()
         if run.interrupted:
             raise SystemExit("interrupted")
         state = json.loads((folder / "run.json").read_text())
         model = smoothtune.load(folder)
         parts = [window["task"] for window in model.predict_windows(("task",), texts)]
-        predicted = time.perf_counter()
+        predict_end = time.perf_counter()
     values = [value for part in parts for value in part.values]
     distribution = None
     if spec["task"]["kind"] != "regression":
         distribution = parts[0].labels, [row for part in parts for row in part.probabilities]
     return {
         "metrics": report_of(spec, [row["label"] for row in rows], values, distribution),
-        "train_seconds": trained - began,
-        "predict_seconds": predicted - trained,
+        "train_seconds": train_end - began,
+        "predict_seconds": predict_end - train_end,
         "recipe": state.get("recipe"),
     }
 

@@ -22,14 +22,14 @@ MAX_TOKENS = 256
 BATCH = 32
 
 
-class Embedded(NamedTuple):
+class Embeddings(NamedTuple):
     """Vectors (n, D) of n texts, and the seconds of computing them, or their share of a file's seconds."""
 
     vectors: np.ndarray
     seconds: float
 
 
-def embed(checkpoint: str, texts: Sequence[str]) -> Embedded:
+def embed(checkpoint: str, texts: Sequence[str]) -> Embeddings:
     """Embeddings of the texts, computed in batches of similar length."""
     import torch
     from transformers import AutoModel, AutoTokenizer
@@ -47,7 +47,7 @@ def embed(checkpoint: str, texts: Sequence[str]) -> Embedded:
         mask = inputs["attention_mask"].unsqueeze(-1)
         means = (states * mask).sum(1) / mask.sum(1)
         vectors[numbers] = torch.nn.functional.normalize(means, dim=1).numpy()
-    return Embedded(vectors, time.perf_counter() - began)
+    return Embeddings(vectors, time.perf_counter() - began)
 
 
 def key_of(text: str) -> str:
@@ -58,22 +58,24 @@ def key_of(text: str) -> str:
 def write_file(spec: Spec) -> Report:
     """Embed all texts of a set and write them, in one move."""
     texts = list(dict.fromkeys(json.loads(Path(spec["texts"]).read_text(encoding="utf-8"))))
-    embedded, path = embed(spec["checkpoint"], texts), Path(spec["out"])
+    embeddings, path = embed(spec["checkpoint"], texts), Path(spec["out"])
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part.npz")
     keys = np.array([key_of(text) for text in texts])
-    np.savez(part, keys=keys, vectors=embedded.vectors, seconds=np.float64(embedded.seconds))
+    np.savez(part, keys=keys, vectors=embeddings.vectors, seconds=np.float64(embeddings.seconds))
     os.replace(part, path)
-    return {"texts": len(texts), "seconds": embedded.seconds}
+    return {"texts": len(texts), "seconds": embeddings.seconds}
 
 
-def read_file(path: Path, texts: Sequence[str]) -> Embedded:
-    """The embeddings of texts of a set, and their share of the seconds. Raises `KeyError` for a text that is not in the file."""
+def read_file(path: Path, texts: Sequence[str]) -> Embeddings:
+    """The embeddings of texts of a set, and their share of the seconds. Raises `ValueError` for other texts."""
     with np.load(path) as arrays:
         numbers: dict[Any, int] = {key: number for number, key in enumerate(arrays["keys"].tolist())}
         vectors, seconds = arrays["vectors"], float(arrays["seconds"])
-    chosen = vectors[[numbers[key_of(text)] for text in texts]]
-    return Embedded(chosen, seconds * len(texts) / len(vectors))
+    keys = [key_of(text) for text in texts]
+    if any(key not in numbers for key in keys):
+        raise ValueError(f"{path}: lacks texts of the set, which has changed; remove this file")
+    return Embeddings(vectors[[numbers[key] for key in keys]], seconds * len(texts) / len(vectors))
 
 
 if __name__ == "__main__":
