@@ -155,3 +155,16 @@ bench-results-page: setup
 .PHONY: bench-boundary
 bench-boundary: setup
 	$(BENCH)/boundary.py
+
+# What the defaults give, for docs/defaults.md. Needs SMOOTHTUNE_DATA; takes hours: stopped, it resumes with the cells that are not there.
+.PHONY: bench-default bench-default-page bench-tickets
+bench-default: setup
+	$(BENCH)/default_sets.py --jobs $(JOBS) --threads 1
+	$(MAKE) --no-print-directory bench-default-page
+
+bench-default-page: setup
+	$(BENCH)/default_page.py
+
+bench-tickets: setup
+	$(BENCH)/tickets.py
+	$(MAKE) --no-print-directory bench-default-page
