@@ -47,9 +47,8 @@ class RecipeInputs:
     def probe_rows(self, task: str, experiment: Experiment | None = None) -> ProbeRows:
         """The training rows of a task, weighted as its class weights in `experiment` say, or else in the given one."""
         data = self.data[task]
-        if experiment is not None:
-            data = replace(data, task=experiment.tasks[task])
-        return probe_rows(self._examples(data), data)
+        weighted = data if experiment is None else replace(data, task=experiment.tasks[task])
+        return probe_rows(self._examples(data), weighted)
 
     def _examples(self, data: TaskData) -> Examples:
         make = partial(make_examples, data, data.splits["train"], self.tokenizer, cache=self.cache)
