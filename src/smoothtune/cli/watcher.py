@@ -51,9 +51,16 @@ class Watcher:
         from smoothtune.training.stage_events import StageBegin, StageEnd, StageEpoch
         from smoothtune.workflow.events import Interrupting, Resumed, RunBegin, RunEnd
         from smoothtune.workflow.frozen import Encoding, FrozenStates
+        from smoothtune.workflow.recipe import Choosing, RecipeChosen
 
         if isinstance(event, StepReport):
             self._step(event)
+        elif isinstance(event, Choosing):
+            self._choosing(event)
+        elif isinstance(event, RecipeChosen):
+            self._take_bar_away()
+            for sentence in event.sentences:
+                self._console.print(f"recipe: {sentence}", soft_wrap=True, markup=False)
         elif isinstance(event, RunBegin):
             from smoothtune.cli.check import print_warnings
 
@@ -133,6 +140,17 @@ class Watcher:
             self._progress.remove_task(self._bar)
             self._bar = None
 
+    def _choosing(self, event: Any) -> None:
+        """The bar of a recipe that tries fine-tuning; before that, one line for each probe."""
+        if not event.total:
+            self._console.print(f"recipe: {event.what} ...", soft_wrap=True, markup=False)
+            return
+        if self._bar is None:
+            self._console.print(f"recipe: {event.what} in cross-validation, {event.total:,} steps ...", soft_wrap=True)
+            self._progress.start()
+            self._bar = self._progress.add_task("recipe", total=event.total, losses="cross-validation", unit="steps")
+        self._progress.update(self._bar, completed=event.done)
+
     def _encoding(self, event: Any) -> None:
         """The bar of a frozen encoder that reads its texts."""
         if self._bar is None:
@@ -187,6 +205,10 @@ class Watcher:
             self._console.print(f"  rows seen once / repeatedly / not: {', '.join(rows)}", soft_wrap=True)
         if report.skipped:
             self._console.print(f"  {report.skipped} batches skipped so far: their loss or gradient was not finite")
+        for task, (before, now) in event.below.items():
+            self._console.print(
+                f"  not the best: {task} is below what it began with, {before:.3f} -> {now:.3f}", soft_wrap=True
+            )
         for line in probe_lines(event.probe):
             self._console.print(f"  {line}", soft_wrap=True, markup=False)
         for task in event.finished:

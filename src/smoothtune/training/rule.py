@@ -28,6 +28,7 @@ class RuleState(BaseModel):
     by_task: dict[str, dict[str, Any]]
     running: list[str]
     best: dict[str, dict[str, Any]]
+    best_step: int | None = None
 
 
 class StageScores(Protocol):
@@ -70,6 +71,7 @@ class Rule:
         )  # fmt: skip
         self._holds_tasks = stop.no_task_below_start
         self.floor: dict[str, float] = {}
+        self.best_step: int | None = None  # after how many steps the best state was; 0: before the first
         self.by_task = (
             {task: Stopping(patience=stop.patience, threshold=stop.threshold) for task in tasks}
             if stop.per_task
@@ -84,6 +86,7 @@ class Rule:
         """Begin with the scores of `model` as those to beat."""
         self.set_floor(scores)
         self.stopping.start(scores.value(self._metric))
+        self.best_step = 0
         for task, stopping in self.by_task.items():
             stopping.start(scores.main[task])
             self.keep_task(task, model)
@@ -151,6 +154,7 @@ class Rule:
             "by_task": {task: stopping.state_dict() for task, stopping in self.by_task.items()},
             "running": list(self._running),
             "best": {task: best.state_dict() for task, best in self.task_best.items()},
+            "best_step": self.best_step,
         }
 
     def load_state_dict(
@@ -168,6 +172,7 @@ class Rule:
             with under(f"by_task.{task}"):
                 self.by_task[task].load_state_dict(kept, epochs=epochs)
         self._running = list(found.running)
+        self.best_step = found.best_step
         for task, best in found.best.items():
             with under(f"best.{task}"):
                 self._best_of(task, model).load_state_dict(best, present)

@@ -106,7 +106,9 @@ class StageRun:
         if rule.finished:  # their best outputs stand beside the best epoch's rest: a state that no epoch has scored
             live.after = self.evaluate(self.model)
         value = rule.stopping.best if math.isfinite(rule.stopping.best) else math.nan
-        yield StageEnd(self.stage.name, rule.reason, self.stage.stop.metric, value, live.before, live.after)
+        yield StageEnd(
+            self.stage.name, rule.reason, self.stage.stop.metric, value, live.before, live.after, rule.best_step
+        )
 
     def state_dict(self) -> State:
         """What another process needs to go on after the last event but a `StageEnd`: plain values and tensors, not copied.
@@ -198,6 +200,7 @@ class StageRun:
             rule.restore_task(task)
         if improved:
             live.best.keep()
+            rule.best_step = report.step
         if improved or not live.best.kept:
             live.after = report.dev
         yield from live.notices.new(records)

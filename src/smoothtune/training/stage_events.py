@@ -56,7 +56,7 @@ class StageEnd:
     """After the stage: why it ended and the best value of its metric (nan when there was none).
 
     `before` are the scores of the state that the stage began with, None where that was no result; `after` those of the
-    state that it leaves.
+    state that it leaves, which it had after `best_step` steps (None where no state was the best).
     """
 
     stage: str
@@ -65,6 +65,7 @@ class StageEnd:
     best: float
     before: Any = None
     after: Any = None
+    best_step: int | None = None
 
 
 StageEvent = StageBegin | StepReport | Pieces | StageEpoch | Notice | StageEnd

@@ -12,7 +12,7 @@ from smoothtune.errors import ModelFileError, UsageError
 from smoothtune.training.checkpoint import FORMAT, Checkpoints
 from smoothtune.workflow.advice import resume_command
 from smoothtune.workflow.identity import Identity, compare, configuration_of
-from smoothtune.workflow.run import CHECKPOINTS, read_experiment
+from smoothtune.workflow.run import CHECKPOINTS, RECIPE, read_experiment
 from smoothtune.workflow.saving import RunState, run_state
 
 _MACHINE = ("processor", "python", "packages")
@@ -63,11 +63,33 @@ class Earlier:
                 )
 
 
-def with_hold_out_of(run: Experiment, experiment: Experiment) -> Experiment:
-    """`experiment` with the hold-out of the `run`, where it names none: its default was another when older runs began."""
-    if "hold_out" in experiment.model_fields_set:
-        return experiment
-    return experiment.model_copy(update={"hold_out": run.hold_out})
+def as_of_run(folder: Path, run: Experiment, experiment: Experiment) -> Experiment:
+    """`experiment` with what it leaves open as the `run` in `folder` has it: the hold-out, and what the recipe chose.
+
+    The default of the hold-out was another when older runs began.
+    """
+    changes: dict[str, Any] = {}
+    if "hold_out" not in experiment.model_fields_set:
+        changes["hold_out"] = run.hold_out
+    if experiment.recipe == "auto" and (folder / RECIPE).is_file():
+        changes |= _chosen(run, experiment)
+    return experiment.model_copy(update=changes)
+
+
+def _chosen(run: Experiment, experiment: Experiment) -> dict[str, Any]:
+    """Stages, trunks and class weights of the run, where the experiment leaves them to the recipe."""
+    trunks, tasks = dict(experiment.trunks), dict(experiment.tasks)
+    for name, task in experiment.tasks.items():
+        own = run.tasks.get(name)
+        if own is None:
+            continue
+        changes: dict[str, Any] = {}
+        if task.trunk is None and own.trunk == name and name not in trunks:
+            trunks[name], changes["trunk"] = run.trunks[name], name
+        if getattr(task, "class_weights", "none") is None:
+            changes["class_weights"] = getattr(own, "class_weights", None)
+        tasks[name] = task.model_copy(update=changes)
+    return {"recipe": "none", "stages": run.stages, "trunks": trunks, "tasks": tasks}
 
 
 def read_earlier(run: Path, experiment: Experiment | None, allowed: Collection[str]) -> Earlier:
@@ -77,7 +99,7 @@ def read_earlier(run: Path, experiment: Experiment | None, allowed: Collection[s
     another.
     """
     own = read_experiment(run)
-    wanted = own if experiment is None else with_hold_out_of(own, experiment)
+    wanted = own if experiment is None else as_of_run(run, own, experiment)
     then, now = ({"configuration": configuration_of(one)} for one in (own, wanted))
     # without an experiment the run goes on with its own; with another one, it is that which has to be given again
     again = resume_command(run) if experiment is None else "the same command and"

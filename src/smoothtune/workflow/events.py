@@ -9,7 +9,7 @@ from smoothtune.evaluation.scores import Scores
 from smoothtune.training.stage_events import StageEvent
 from smoothtune.workflow.check import CheckReport
 from smoothtune.workflow.frozen import Encoding, FrozenStates
-from smoothtune.workflow.recipe import Choosing
+from smoothtune.workflow.recipe import Choosing, RecipeChosen
 from smoothtune.workflow.run import Run
 
 
@@ -61,4 +61,4 @@ class RunEnd:
     undefined: dict[str, str]
 
 
-Event = Choosing | RunBegin | Resumed | Encoding | FrozenStates | StageEvent | Interrupting | RunEnd
+Event = Choosing | RecipeChosen | RunBegin | Resumed | Encoding | FrozenStates | StageEvent | Interrupting | RunEnd

@@ -65,6 +65,7 @@ def configuration_of(experiment: Experiment) -> dict[str, Any]:
         del table["hold_out"]  # a checkpoint that is older than the key does not have it
     del table["runtime"]["checkpoint_every"], table["name"]
     del table["encoder"]["name"], table["encoder"]["revision"]  # its content is compared
+    _drop_younger_keys(table)
     for task in table["tasks"].values():
         for split in ("train", "dev", "test"):
             if isinstance(task.get(split), str):
@@ -72,6 +73,24 @@ def configuration_of(experiment: Experiment) -> dict[str, Any]:
         if task.get("class_weights") is None:
             task.pop("class_weights", None)  # nor this one
     return table
+
+
+_YOUNGER: dict[str, dict[str, Any]] = {
+    "stages": {"init": None},
+    "stop": {"keep": "best", "no_task_below_start": False},
+    "trunks": {"layers": None, "scaling": "none", "cosine": False},
+}
+"""Keys that checkpoints of earlier releases do not have, and the values that stand for what those did."""
+
+
+def _drop_younger_keys(table: dict[str, Any]) -> None:
+    """Leave out of a configuration the keys that change nothing and that older checkpoints lack."""
+    del table["recipe"]  # what it chose stands in the stages, trunks and tasks
+    parts = [(stage, "stages") for stage in table["stages"]] + [(stage["stop"], "stop") for stage in table["stages"]]
+    for part, kind in [*parts, *((trunk, "trunks") for trunk in table["trunks"].values())]:
+        for key, default in _YOUNGER[kind].items():
+            if key in part and part[key] == default:
+                del part[key]
 
 
 def compare(

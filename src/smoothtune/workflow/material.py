@@ -40,7 +40,7 @@ from smoothtune.workflow.check import check_encoder, encoding_of, report_on
 from smoothtune.workflow.frozen import Encoding, FrozenStates, StateKeeper, content_of
 from smoothtune.workflow.identity import Identity, check_alike, data_of, identity_of
 from smoothtune.workflow.probe_fit import FittedProbe, probe_rows, set_probes
-from smoothtune.workflow.recipe import Choosing, Recipe, choose_recipe
+from smoothtune.workflow.recipe import Choosing, Recipe, RecipeChosen, choose_recipe
 from smoothtune.workflow.recipe_inputs import RecipeInputs
 from smoothtune.workflow.scoring import EpochEvaluation, answers_of, undefined
 from smoothtune.workflow.staged_model import StagedModel
@@ -66,7 +66,7 @@ class Material:
         self,
         experiment: Experiment,
         threads: int | None = None,
-        listen: Callable[[Choosing], None] = lambda event: None,
+        listen: Callable[[Choosing | RecipeChosen], None] = lambda event: None,
     ) -> None:
         self.experiment = experiment
         self.recipe: Recipe | None = None
@@ -83,7 +83,7 @@ class Material:
             self._choose_recipe(listen)
         self.staged.make(self._labels)
 
-    def _choose_recipe(self, listen: Callable[[Choosing], None]) -> None:
+    def _choose_recipe(self, listen: Callable[[Choosing | RecipeChosen], None]) -> None:
         """Take the experiment that the recipe makes of this one; the first process decides."""
         inputs = RecipeInputs(
             self.experiment, self.data, self._tokenizer, self.staged.encoder, self.device, self.dtype, self._accelerator,
@@ -92,6 +92,7 @@ class Material:
         with self._together.agreeing(), computing_with(ALONE):
             if self._together.is_main:
                 self.recipe = choose_recipe(inputs, listen)
+                listen(RecipeChosen(self.recipe.sentences))
                 self.experiment = self.recipe.experiment
         if not self._together.alone:
             own = to_toml(self.experiment) if self._together.is_main else ""

@@ -35,6 +35,13 @@ class Choosing:
 
 
 @dataclass(frozen=True, slots=True)
+class RecipeChosen:
+    """The recipe in words."""
+
+    sentences: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Recipe:
     """The experiment with everything that the recipe chose, what it rests on as plain values, and that in words."""
 

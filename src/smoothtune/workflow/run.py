@@ -23,12 +23,14 @@ from smoothtune.workflow.run_lock import LOCK
 if TYPE_CHECKING:
     from smoothtune.inference.model import Model
 
-EXPERIMENT, METRICS, EVALUATION, STATE, CHECK, MODEL, CHECKPOINTS, STAGES = (
+EXPERIMENT, METRICS, EVALUATION, STATE, CHECK, RECIPE, PROBE, MODEL, CHECKPOINTS, STAGES = (
     "experiment.toml",
     "metrics.jsonl",
     "evaluation.json",
     "run.json",
     "check.json",
+    "recipe.json",
+    "probe.safetensors",
     "model",
     "checkpoints",
     "stages",

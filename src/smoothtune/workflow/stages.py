@@ -51,6 +51,7 @@ class StageRecord:
             "precision": None if begin is None else begin.dtype,
             "train_seconds": round(self.train_seconds, 3),
             "reason": None if end is None else end.reason,
+            "best_step": None if end is None else end.best_step,
             "before": _scores(self.before),
             "after": None if end is None else _scores(end.after),
             "files": self.files,

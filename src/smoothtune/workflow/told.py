@@ -18,13 +18,17 @@ from smoothtune.workflow.stages import StageRecord
 
 @dataclass(slots=True)
 class Told:
-    """Stages, stores of frozen states, notices and resumptions; `before` are the stages that an earlier process ended."""
+    """Stages, stores of frozen states, notices and resumptions; `before` are the stages that an earlier process ended.
+
+    `recipe` is what chose the stages, None where they were given.
+    """
 
     before: list[dict[str, Any]] = field(default_factory=list)
     stages: list[StageRecord] = field(default_factory=list)
     frozen: list[dict[str, Any]] = field(default_factory=list)
     notices: list[dict[str, Any]] = field(default_factory=list)
     resumed: list[dict[str, Any]] = field(default_factory=list)
+    recipe: dict[str, Any] | None = None
 
     def take(self, event: StageEvent | FrozenStates) -> None:
         """Follow one event of the stage under way."""
@@ -62,8 +66,16 @@ class Told:
             "frozen": self.frozen,
             "notices": self.notices,
             "resumed": self.resumed,
+            **self._recipe_facts(),
             **machine(material.device.type),
         }
+
+    def _recipe_facts(self) -> dict[str, Any]:
+        """What the recipe chose, where there was one, and which model came of it."""
+        if self.recipe is None:
+            return {}
+        step = self._all_stages()[-1].get("best_step") if self._all_stages() else None
+        return {"recipe": {**self.recipe, "model": None if step is None else "fine-tuned" if step else "probe"}}
 
     def _all_stages(self) -> list[dict[str, Any]]:
         return [*self.before, *(stage.to_json() for stage in self.stages)]

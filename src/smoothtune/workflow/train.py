@@ -11,7 +11,7 @@ from smoothtune.config.experiment import Experiment
 from smoothtune.config.loading import load
 from smoothtune.errors import UsageError
 from smoothtune.runtime.processes import Processes, together
-from smoothtune.workflow.earlier import read_earlier, with_hold_out_of
+from smoothtune.workflow.earlier import as_of_run, read_earlier
 from smoothtune.workflow.events import Event, RunBegin, RunEnd
 from smoothtune.workflow.identity import check_kinds, configuration_of
 from smoothtune.workflow.material import Material
@@ -135,7 +135,7 @@ def _finished(folder: Path, wanted: Experiment | None) -> Run | None:
     done = finished_run(folder, own)
     if done is None or wanted is None:
         return done
-    if configuration_of(own) != configuration_of(with_hold_out_of(own, wanted)):
+    if configuration_of(own) != configuration_of(as_of_run(folder, own, wanted)):
         raise UsageError(f"{folder}: the run is finished, and its experiment is another one; give another --run-dir")
     return done
 

@@ -14,6 +14,7 @@ from typing import Any
 from smoothtune.errors import ElsewhereError, NotFiniteError, OneProcessError, TerminatedError, TrainingError
 from smoothtune.evaluation.scores import Scores
 from smoothtune.files import WriteError
+from smoothtune.nn.folder import read_json
 from smoothtune.runtime import processes
 from smoothtune.runtime.device import pick_dtype
 from smoothtune.runtime.signals import Interrupts
@@ -29,7 +30,7 @@ from smoothtune.workflow.frozen import Encoding, FrozenStates
 from smoothtune.workflow.kept_stages import check_kept, sums_of
 from smoothtune.workflow.material import Begun, Material
 from smoothtune.workflow.metrics_line import metrics_line
-from smoothtune.workflow.run import CHECK, CHECKPOINTS, EVALUATION, MODEL, STAGES, STATE, Run, RunFiles, machine
+from smoothtune.workflow.run import CHECK, CHECKPOINTS, EVALUATION, MODEL, RECIPE, STAGES, STATE, Run, RunFiles, machine
 from smoothtune.workflow.saving import Saver
 from smoothtune.workflow.stage_folders import stage_folder
 from smoothtune.workflow.stages import StageRecord
@@ -58,7 +59,8 @@ class TrainingRun:
         self._checkpoints = Checkpoints(folder / CHECKPOINTS)
         self._saver = Saver(self._checkpoints, self.experiment.runtime.checkpoint_every, self._state)
         self._interrupts = Interrupts(self._interrupting)
-        self._told = Told()
+        self._recipe = self._read_recipe()
+        self._told = Told(recipe=self._recipe)
         self._current: StageRun | None = None
         self._trained = False  # the last stage has ended: there is no step to write a checkpoint after
 
@@ -89,7 +91,7 @@ class TrainingRun:
         name = self.experiment.stages[state.stage].name
         now = {"date": machine(self.material.device.type)["date"], "stage": name, "step": step, "differs": differs}
         frozen = [record for record in state.frozen if record.get("stage") != name]  # the stage tells of them again
-        self._told = Told(state.told, [], frozen, state.notices, [*state.resumed, now])
+        self._told = Told(state.told, [], frozen, state.notices, [*state.resumed, now], self._recipe)
         self.listen(RunBegin(self.folder, self.material.check, self.material.notes))
         self.listen(
             Resumed(self.folder, earlier.folder, name, step, tuple(earlier.damaged), tuple(differs))
@@ -114,7 +116,16 @@ class TrainingRun:
             self.listen(Resumed(self.folder, None, first, 0, damaged=tuple(earlier.damaged)))
         self.files.write_experiment(self.experiment)
         self.files.write_json(CHECK, self.material.check.to_json())
+        if self._recipe is not None:
+            self.files.write_json(RECIPE, self._recipe)
         self.listen(RunBegin(self.folder, self.material.check, self.material.notes))
+
+    def _read_recipe(self) -> dict[str, Any] | None:
+        """What chose the stages: in this process, or in the one that began the run."""
+        if self.material.recipe is not None:
+            return self.material.recipe.record
+        path = self.folder / RECIPE
+        return read_json(path) if path.is_file() else None
 
     def _clear(self) -> None:
         """Take away what a process left that came to no checkpoint."""
