@@ -45,14 +45,14 @@ def _fisher(r: Floats | float) -> Floats:
 
 
 def _pearson_without(u: Floats, v: Floats, r: float) -> Floats:
-    """r without each row, (n,), of columns (n,) with mean 0 and length 1; `nan` where a column is then constant."""
+    """R without each row, (n,), of columns (n,) with mean 0 and length 1; `nan` where a column is then constant."""
     share = len(u) / (len(u) - 1)
     spread = (1 - share * u * u) * (1 - share * v * v)
-    return (r - share * u * v) / np.sqrt(np.where(spread > _LINE, spread, np.nan))
+    return np.asarray((r - share * u * v) / np.sqrt(np.where(spread > _LINE, spread, np.nan)))
 
 
 def _spearman_without(ranks: Floats, others: Floats) -> Floats:
-    """rho without each row, (n,), from the average ranks (n,) of both columns."""
+    """Rho without each row, (n,), from the average ranks (n,) of both columns."""
     rest = len(ranks) - 1
     products = (ranks * others).sum() - ranks * others - _sums_above(ranks, others) - _sums_above(others, ranks)
     products += _both_above(ranks, others)

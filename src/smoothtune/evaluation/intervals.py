@@ -13,7 +13,7 @@ import numpy as np
 
 from smoothtune.evaluation.correlation_intervals import correlation_interval
 from smoothtune.evaluation.f1_intervals import macro_f1_interval
-from smoothtune.evaluation.metrics import CORRELATIONS, FUNCTIONS, Rows
+from smoothtune.evaluation.metrics import CORRELATIONS, FUNCTIONS, Floats, Rows
 from smoothtune.evaluation.proportions import proportion_interval
 
 
@@ -35,13 +35,16 @@ def metric_estimate(metric: str, predictions: Rows, targets: Rows) -> Estimate:
     value = float(FUNCTIONS[metric](predictions, targets))
     if np.isnan(value):
         return Estimate(value, np.nan, np.nan, len(targets))
-    if metric in CORRELATIONS:
-        low, high = correlation_interval(metric, predictions, targets)
-    elif metric == "accuracy":
-        low, high = proportion_interval(np.count_nonzero(predictions == targets), len(targets))
-    else:
-        low, high = macro_f1_interval(predictions, targets)
+    low, high = _limits(metric, predictions, targets)
     return Estimate(value, float(low), float(high), len(targets))
+
+
+def _limits(metric: str, predictions: Rows, targets: Rows) -> tuple[Floats | float, Floats | float]:
+    if metric in CORRELATIONS:
+        return correlation_interval(metric, predictions, targets)
+    if metric == "accuracy":
+        return proportion_interval(np.count_nonzero(predictions == targets), len(targets))
+    return macro_f1_interval(predictions, targets)
 
 
 def mean_estimate(parts: Sequence[Estimate]) -> Estimate:

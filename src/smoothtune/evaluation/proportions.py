@@ -23,7 +23,9 @@ def proportion_interval(counts: ArrayLike, totals: ArrayLike) -> tuple[Floats, F
     x, n = np.broadcast_arrays(np.asarray(counts, dtype=np.float64), np.asarray(totals, dtype=np.float64))
     with np.errstate(invalid="ignore", divide="ignore"):
         low, high = _wilson(x, n)
-        return np.where(n > 0, _near_zero(x, n, low), np.nan), np.where(n > 0, 1 - _near_zero(n - x, n, 1 - high), np.nan)
+        return np.where(n > 0, _near_zero(x, n, low), np.nan), np.where(
+            n > 0, 1 - _near_zero(n - x, n, 1 - high), np.nan
+        )
 
 
 def _wilson(x: Floats, n: Floats) -> tuple[Floats, Floats]:
