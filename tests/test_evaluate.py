@@ -15,6 +15,8 @@ from smoothtune.workflow.run import Run
 from smoothtune.workflow.train import train
 from tests.small_data import ROWS, TASKS, table, write_data
 
+UNREAD = "note: {}: its training data cannot be read any more, so rows that stand in them are not counted"
+
 pytestmark = pytest.mark.usefixtures("own_cache")
 
 
@@ -33,7 +35,7 @@ def test_labels_are_those_of_the_model_whatever_the_files_say_now(run: Run, data
         file.write("the ant\tants\n")  # before `beast`: fitted again, every label would move
     found = evaluate_run(run.folder)
     assert found.to_json() == run.evaluation
-    assert found.notes == ()
+    assert found.notes == (UNREAD.format("mood"),)
     with pytest.raises(DataError, match="'ants'; the labels are 'beast', 'place', 'sky'"):
         evaluate_run(run.folder, split="train")
 
@@ -41,7 +43,9 @@ def test_labels_are_those_of_the_model_whatever_the_files_say_now(run: Run, data
 def test_the_training_file_is_not_needed_for_another(run: Run, data: Path) -> None:
     for name in TASKS:
         (data / f"{name}.train.tsv").unlink()
-    assert evaluate_run(run.folder).to_json() == run.evaluation
+    found = evaluate_run(run.folder)
+    assert found.to_json() == run.evaluation
+    assert found.notes == tuple(map(UNREAD.format, TASKS))
     (data / "mood.dev.tsv").rename(data / "other.tsv")
     found = evaluate_run(run.folder, data=[f"mood={data / 'other.tsv'}"])
     assert run.evaluation is not None
@@ -71,10 +75,12 @@ def test_files_that_have_changed_since_training_are_named(run: Run, data: Path) 
         f"warning: near.{split}: {data / f'near.{split}.tsv'} has changed since this model was trained"
         for split in ("dev", "train")
     )
-    assert evaluate_run(run.folder).notes == (dev,)
-    assert set(evaluate_run(run.folder, with_words_alone=True).notes) == {dev, training}
+    row = f"{data / 'near.dev.tsv'}:{ROWS['dev'] + 2} at {data / 'near.train.tsv'}:{ROWS['train'] + 2}"
+    trained = f"warning: near: 1 of {ROWS['dev'] + 1} rows stands in the training data of this run, e.g. {row}"
+    assert evaluate_run(run.folder).notes == (dev, trained)
+    assert set(evaluate_run(run.folder, with_words_alone=True).notes) == {dev, training, trained}
     result = CliRunner().invoke(app, ["evaluate", str(run.folder), "--json"], catch_exceptions=False)
-    assert result.stderr == f"{dev}\n"
+    assert result.stderr == f"{dev}\n{trained}\n"
     assert json.loads(result.stdout)["tasks"]["near"]["pearson"]["n"] == ROWS["dev"] + 1
 
 

@@ -57,7 +57,7 @@ def _spearman_without(ranks: Floats, others: Floats) -> Floats:
     products = (ranks * others).sum() - ranks * others - _sums_above(ranks, others) - _sums_above(others, ranks)
     products += _both_above(ranks, others)
     spread = _spread_without(ranks) * _spread_without(others)
-    return (products - rest * ((rest + 1) / 2) ** 2) / np.sqrt(np.where(spread > 0, spread, np.nan))
+    return np.asarray((products - rest * ((rest + 1) / 2) ** 2) / np.sqrt(np.where(spread > 0, spread, np.nan)))
 
 
 def _sums_above(ranks: Floats, values: Floats) -> Floats:
