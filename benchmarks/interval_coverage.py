@@ -1,4 +1,4 @@
-"""How often the 95 % intervals of scores hold the true value, by simulation: results/coverage.json and a table of docs/intervals.md.
+"""How often 95 % intervals of scores hold the true value, by simulation: results/coverage.json, a table of docs/intervals.md.
 
 Run: python benchmarks/interval_coverage.py [--sets 1000]. A cell is a metric, a population, a number of rows and a window of
 true values: `TRUTHS` values spread evenly over the window, `--sets` data sets of each.

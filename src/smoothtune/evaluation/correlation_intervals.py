@@ -10,7 +10,7 @@ import numpy as np
 from scipy.special import stdtrit
 from scipy.stats import rankdata
 
-from smoothtune.evaluation.metrics import Floats, Rows, standardised
+from smoothtune.evaluation.metrics import Floats, Rows, pearson, standardised
 from smoothtune.evaluation.proportions import LEVEL
 
 _EXACT = 2000  # rows up to which ranks without one row are exact; from there on the rest is one part in n
@@ -29,12 +29,10 @@ def correlation_interval(metric: str, predictions: Rows, targets: Rows) -> tuple
         return np.nan, np.nan
     if metric == "spearman":
         predictions, targets = rankdata(predictions), rankdata(targets)
-    u, v = standardised(predictions), standardised(targets)
-    r = float((u * v).sum())
+    r = float(pearson(predictions, targets))
     if abs(r) > 1 - _LINE:
         return np.nan, np.nan
-    without = _spearman_without(predictions, targets) if metric == "spearman" else _pearson_without(u, v, r)
-    z = _fisher(without)
+    z = _fisher((_spearman_without if metric == "spearman" else _pearson_without)(predictions, targets))
     error = np.sqrt((rows - 1) / rows * np.square(z - z.mean()).sum())
     half = stdtrit(rows - 2, (1 + LEVEL) / 2) * error
     return float(np.tanh(_fisher(r) - half)), float(np.tanh(_fisher(r) + half))
@@ -44,20 +42,26 @@ def _fisher(r: Floats | float) -> Floats:
     return np.asarray(np.arctanh(np.clip(r, _LINE - 1, 1 - _LINE)))
 
 
-def _pearson_without(u: Floats, v: Floats, r: float) -> Floats:
-    """R without each row, (n,), of columns (n,) with mean 0 and length 1; `nan` where a column is then constant."""
+def _pearson_without(predictions: Rows, targets: Rows) -> Floats:
+    """Pearson without each row, (n,), of columns (n,); `nan` where a column is then constant."""
+    u, v = standardised(predictions), standardised(targets)
     share = len(u) / (len(u) - 1)
     spread = (1 - share * u * u) * (1 - share * v * v)
-    return np.asarray((r - share * u * v) / np.sqrt(np.where(spread > _LINE, spread, np.nan)))
+    return np.asarray(((u * v).sum() - share * u * v) / np.sqrt(np.where(spread > _LINE, spread, np.nan)))
 
 
 def _spearman_without(ranks: Floats, others: Floats) -> Floats:
-    """Rho without each row, (n,), from the average ranks (n,) of both columns."""
+    """Spearman without each row, (n,), from the average ranks (n,) of both columns."""
     rest = len(ranks) - 1
-    products = (ranks * others).sum() - ranks * others - _sums_above(ranks, others) - _sums_above(others, ranks)
-    products += _both_above(ranks, others)
-    spread = _spread_without(ranks) * _spread_without(others)
-    return np.asarray((products - rest * ((rest + 1) / 2) ** 2) / np.sqrt(np.where(spread > 0, spread, np.nan)))
+    rho = _both_above(ranks, others)  # in place from here on: of a million rows each array takes 8 MB
+    rho -= _sums_above(ranks, others)
+    rho -= _sums_above(others, ranks)
+    rho -= ranks * others
+    rho += float(ranks @ others) - rest * ((rest + 1) / 2) ** 2
+    for column in (ranks, others):
+        spread = _spread_without(column)
+        rho /= np.sqrt(np.where(spread > 0, spread, np.nan))
+    return rho
 
 
 def _sums_above(ranks: Floats, values: Floats) -> Floats:
