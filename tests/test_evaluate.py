@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import tomli_w
 from typer.testing import CliRunner
 
 from smoothtune.cli.main import app
@@ -103,3 +104,44 @@ def test_a_metric_without_a_value_says_why(run: Run, data: Path) -> None:
     assert found.notes[0].startswith("note: near.pearson is nan: all 2 ")
     assert found.notes[1].startswith("note: near.spearman is nan: all 2 ")
     assert found.to_json()["difference"]["mean"] == {"value": None, "low": None, "high": None}
+
+
+def test_rows_that_were_trained_on_are_counted_in_files_and_splits(run: Run, data: Path) -> None:
+    train_file, new = data / "mood.train.tsv", data / "new.tsv"
+    header, first, second, *_ = train_file.read_text().splitlines()
+    new.write_text("\n".join([header, "the cat and one more dog\tbeast", second, f"  {first}"]) + "\n")
+    (note,) = evaluate_run(run.folder, data=[f"mood={new}"]).notes
+    assert note == (
+        f"warning: mood: 2 of 3 rows stand in the training data of this run, e.g. {new}:3 at {train_file}:3"
+    )
+    assert evaluate_run(run.folder, split="train").notes == ()
+    result = CliRunner().invoke(app, ["evaluate", str(run.folder), "--data", f"mood={new}"], catch_exceptions=False)
+    assert note in result.stderr
+
+
+def test_the_largest_class_is_that_of_training_whatever_is_evaluated(run: Run, data: Path) -> None:
+    new = data / "new.tsv"
+    new.write_text("text\tlabel\nthe very small moon\tsky\none more star\tsky\nthat slow dog\tbeast\n")
+    found = evaluate_run(run.folder, data=[f"mood={new}"]).to_json()
+    baseline = found["baselines"]["largest class"]
+    assert baseline["labels"] == {"mood": "beast"}  # 14 of the 40 training rows
+    assert baseline["tasks"]["mood"]["accuracy"]["value"] == pytest.approx(1 / 3)
+    provenance = run.folder / "model" / "provenance.json"
+    known = json.loads(provenance.read_text())
+    for largest in ({"mood": "ants"}, ["mood"], None):
+        provenance.write_text(json.dumps({**known, "largest_class": largest}))
+        assert evaluate_run(run.folder, data=[f"mood={new}"]).to_json()["baselines"] == {}
+
+
+def test_train_and_evaluate_end_with_the_same_tables(tiny_encoder: Path, data: Path, tmp_path: Path) -> None:
+    experiment = data / "small.toml"
+    experiment.write_text(tomli_w.dumps(table(tiny_encoder, stop={"max_epochs": 1})))
+    folder = str(tmp_path / "cli")
+    trained, evaluated = (
+        CliRunner().invoke(app, arguments, catch_exceptions=False)
+        for arguments in (["train", str(experiment), "--run-dir", folder, "--per-class"], ["evaluate", folder])
+    )
+    assert trained.exit_code == evaluated.exit_code == 0
+    assert trained.stdout.startswith(evaluated.stdout)
+    for text in ("largest class", "mood: each class", "same: rows by label"):
+        assert text in evaluated.stdout
