@@ -31,9 +31,10 @@ def evaluate(
     per_class: PerClass = False,
     as_json: Json = False,
 ) -> None:
-    """Evaluate a run: every metric with a 95 % interval, beside the largest class for every row.
+    """Evaluate a run: every metric with a 95 % interval.
 
-    Then each class and the confusion matrix, where there are at most 12 classes or --per-class is given.
+    Beside it stands what the largest class for every row would score. Each class and the confusion matrix follow, for
+    at most 12 classes or with --per-class.
 
     \b
     Examples:
