@@ -51,6 +51,7 @@ class Simulation:
     population: str
     windows: tuple[tuple[float, float], ...]
     draw: Callable[[float, int, Generator], Estimate]
+    rows: tuple[int, ...] = ROWS
 
 
 def coverage(simulation: Simulation, rows: int, window: tuple[float, float], sets: int, seed: int = 0) -> Coverage:
@@ -126,6 +127,7 @@ SIMULATIONS = (
     Simulation("accuracy", "rows right at random", BOTH, accuracy),
     Simulation("F1 of a class", "a class of 40 % of the rows", BOTH, f1),
     *(Simulation("macro-F1", name, ((0.6, 0.9), NEAR_ONE), macro_f1(shares)) for name, shares in CLASSES.items()),
+    Simulation("macro-F1", "twenty classes of equal size", ((0.6, 0.9), NEAR_ONE), macro_f1((1.0,) * 20), (80, 1000)),
     Simulation("Pearson's r", NORMAL, BOTH, correlation("pearson", NORMAL)),
     Simulation("Pearson's r", HEAVY, BOTH, correlation("pearson", HEAVY)),
     Simulation("Spearman's rho", NORMAL, BOTH, correlation("spearman", NORMAL)),
@@ -157,7 +159,7 @@ def main() -> None:
     cells = []
     for simulation in SIMULATIONS:
         for window in simulation.windows:
-            for rows in ROWS:
+            for rows in simulation.rows:
                 found = coverage(simulation, rows, window, options.sets)
                 cells.append(
                     {"metric": simulation.metric, "population": simulation.population, "window": window, "rows": rows}

@@ -37,11 +37,12 @@ def simulated(metric: str, n: int, seed: int) -> tuple[Rows, Rows]:
     return np.where(generator.random(n) < 0.7, targets, generator.integers(3, size=n)), targets
 
 
-@pytest.mark.parametrize("rows", [15, 80])
-@pytest.mark.parametrize("simulation", SIMULATIONS, ids=lambda found: f"{found.metric}, {found.population}")
+@pytest.mark.parametrize(
+    ("simulation", "rows"), [(found, rows) for found in SIMULATIONS for rows in found.rows if rows < 1000], ids=str
+)
 def test_intervals_hold_the_truth_about_95_times_in_100(simulation: Simulation, rows: int) -> None:
     for window in simulation.windows:
-        assert 0.92 <= coverage(simulation, rows, window, 60).mean <= 0.985
+        assert 0.925 <= coverage(simulation, rows, window, 60).mean <= 0.995
 
 
 def test_the_percentile_bootstrap_of_few_rows_would_not() -> None:
@@ -79,7 +80,7 @@ def test_intervals_of_shares_hold_the_share_mirror_and_are_unknown_without_rows(
 
 def test_15_of_15_right_rows_have_an_interval_by_every_metric_of_classes() -> None:
     targets = np.arange(15) % 2
-    for metric, low in (("accuracy", 0.796), ("macro_f1", 0.802)):
+    for metric, low in (("accuracy", 0.796), ("macro_f1", 0.805)):
         right, wrong = (metric_estimate(metric, answers, targets) for answers in (targets, 1 - targets))
         assert (right.value, right.low, right.high) == pytest.approx((1, low, 1), abs=1e-3)
         assert (wrong.value, wrong.low) == (0, 0)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from smoothtune.evaluation.metrics import Floats, Rows, classes_of
-from smoothtune.evaluation.proportions import proportion_interval
+from smoothtune.evaluation.proportions import Z, proportion_interval, wilson
 
 _UNSEEN = 1.0  # errors, spread over all pairs of classes, that tie the classes together where no error was seen
 
@@ -31,23 +31,12 @@ def macro_f1_interval(predictions: Rows, targets: Rows) -> tuple[float, float]:
     is concave in J: the upper limit is raised by that bias. Cost: a sort of the rows, and K.
     """
     counts = _Counts.of(predictions, targets)
-    either = counts.predicted + counts.actual - counts.right
-    value = _f1(counts.right / either)
-    low, high = f1_interval(counts.right, either)
-    mean = value.mean()
-    bias = _bias(counts.right, either).mean()
-    below, above = counts.combined(value - low), counts.combined(high - value)
-    return float(max(mean - below, 0)), float(min(mean + above + bias, 1))
+    mean = counts.f1.mean()
+    return float(max(mean - counts.distance(0), 0)), float(min(mean + counts.distance(1) + counts.bias(), 1))
 
 
 def _f1(share: Floats) -> Floats:
     return np.asarray(2 * share / (1 + share))
-
-
-def _bias(right: Rows, either: Rows) -> Floats:
-    """By how much F1 is too low on average, (C,): half its curvature in J times the variance of J, kept off 0 and 1."""
-    share = (right + 1) / (either + 2)
-    return np.asarray(2 * share * (1 - share) / ((1 + share) ** 3 * either))
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +67,40 @@ class _Counts:
             wrong=rows[wrong],
         )
 
-    def combined(self, distances: Floats) -> float:
+    @property
+    def either(self) -> Rows:
+        """Rows that are of the class, or predicted to be, or both: (C,)."""
+        return np.asarray(self.predicted + self.actual - self.right)
+
+    @property
+    def f1(self) -> Floats:
+        """F1 of each class, (C,)."""
+        return _f1(self.right / self.either)
+
+    def bias(self) -> float:
+        """By how much macro-F1 is too low on average: half the curvature of F1 in J times the variance of J.
+
+        The shares in it are drawn to that of all classes by two rows, so that few rows do not give a variance of 0.
+        """
+        right, either = self.right, self.either
+        share = (right + 2 * (right.sum() + 0.5) / (either.sum() + 1)) / (either + 2)
+        return float((2 * share * (1 - share) / ((1 + share) ** 3 * either)).mean())
+
+    def distance(self, side: int) -> float:
+        """From macro-F1 to its lower (0) or upper (1) limit.
+
+        The limit of a mean over m independent classes moves each of them by 1 / sqrt(m) of the way to its own limit, so
+        the classes' limits are taken at that part of the standard errors, and their distances times sqrt(m).
+        """
+        alone = self._distances(Z, side)
+        tied = self._combined(alone)
+        independent = max((alone.mean() / tied) ** 2, 1.0) if tied > 0 else 1.0
+        return self._combined(self._distances(Z / np.sqrt(independent), side)) * float(np.sqrt(independent))
+
+    def _distances(self, z: float, side: int) -> Floats:
+        return np.abs(_f1(wilson(self.right, self.either, z)[side]) - self.f1)
+
+    def _combined(self, distances: Floats) -> float:
         """The distance of the mean over classes, from those of the classes (C,)."""
         size = self.predicted + self.actual
         share = size / size.sum()

@@ -22,14 +22,15 @@ def proportion_interval(counts: ArrayLike, totals: ArrayLike) -> tuple[Floats, F
     """
     x, n = np.broadcast_arrays(np.asarray(counts, dtype=np.float64), np.asarray(totals, dtype=np.float64))
     with np.errstate(invalid="ignore", divide="ignore"):
-        low, high = _wilson(x, n)
+        low, high = wilson(x, n, Z)
         return np.where(n > 0, _near_zero(x, n, low), np.nan), np.where(
             n > 0, 1 - _near_zero(n - x, n, 1 - high), np.nan
         )
 
 
-def _wilson(x: Floats, n: Floats) -> tuple[Floats, Floats]:
-    share, square = x / n, Z * Z / n
+def wilson(x: Floats, n: Floats, z: float) -> tuple[Floats, Floats]:
+    """Wilson's limits (...) of the shares x / n (...), `z` standard errors away."""
+    share, square = x / n, z * z / n
     centre = (share + square / 2) / (1 + square)
     half = np.sqrt(square * (share * (1 - share) + square / 4)) / (1 + square)
     return centre - half, centre + half
