@@ -81,21 +81,21 @@ def macro_f1(shares: tuple[float, ...]) -> Callable[[float, int, Generator], Est
     sizes = np.array(shares) / sum(shares)
 
     def draw(truth: float, rows: int, generator: Generator) -> Estimate:
-        return metric_estimate("macro_f1", *_classes(sizes, _confused(sizes, truth), rows, generator))
+        return metric_estimate("macro_f1", *_classes(sizes, _wrong_share(sizes, truth), rows, generator))
 
     return draw
 
 
-def _classes(sizes: Numbers, confused: float, rows: int, generator: Generator) -> tuple[Numbers, Numbers]:
-    """Predictions and targets; each ordered pair of classes has the share `confused` of all rows."""
+def _classes(sizes: Numbers, wrong: float, rows: int, generator: Generator) -> tuple[Numbers, Numbers]:
+    """Predictions and targets; each ordered pair of classes has the share `wrong` of all rows."""
     count = len(sizes)
-    joint = np.full((count, count), confused)
-    joint[np.diag_indices(count)] = sizes - (count - 1) * confused
+    joint = np.full((count, count), wrong)
+    joint[np.diag_indices(count)] = sizes - (count - 1) * wrong
     cells = generator.choice(count * count, size=rows, p=joint.ravel())
     return cells % count, cells // count
 
 
-def _confused(sizes: Numbers, truth: float) -> float:
+def _wrong_share(sizes: Numbers, truth: float) -> float:
     """The share of rows in each wrong cell that makes macro-F1 `truth`: F1 of a class is 1 - errors / its size."""
     return float((1 - truth) / ((len(sizes) - 1) * (1 / sizes).mean()))
 
@@ -147,7 +147,7 @@ def write_page(result: dict[str, Any]) -> None:
     head = ("metric and population", "true values", "rows", "covered, %", "lowest", "truth below", "truth above")
     note = f"{result['sets']:,} data sets of each of {TRUTHS} true values a line. {where(result)}"
     text = OUT.read_text(encoding="utf-8")
-    filled = PLACE.sub(lambda found: f"{found[1]}{table(head, lines)}\n\n{note}\n{found[2]}", text)
+    filled = PLACE.sub(lambda place: f"{place[1]}{table(head, lines)}\n\n{note}\n{place[2]}", text)
     OUT.write_text(filled, encoding="utf-8")
 
 
@@ -160,15 +160,15 @@ def main() -> None:
     for simulation in SIMULATIONS:
         for window in simulation.windows:
             for rows in simulation.rows:
-                found = coverage(simulation, rows, window, options.sets)
+                result = coverage(simulation, rows, window, options.sets)
                 cells.append(
                     {"metric": simulation.metric, "population": simulation.population, "window": window, "rows": rows}
-                    | asdict(found)
+                    | asdict(result)
                 )
-                progress(f"{simulation.metric}, {simulation.population}, {window}, {rows} rows: {found}")
-    result = settings_of(sets=options.sets, cells=cells)
-    save("coverage", result)
-    write_page(result)
+                progress(f"{simulation.metric}, {simulation.population}, {window}, {rows} rows: {result}")
+    measured = settings_of(sets=options.sets, cells=cells)
+    save("coverage", measured)
+    write_page(measured)
 
 
 if __name__ == "__main__":

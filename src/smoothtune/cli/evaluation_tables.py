@@ -32,9 +32,9 @@ def print_evaluation(evaluation: Mapping[str, Any], where: str, *, per_class: bo
         if classes is None:
             continue
         if per_class or len(classes) <= MOST_CLASSES:
-            _print_classes(console, escaped(task), metrics)
+            _print_classes(console, printable(task), metrics)
         else:
-            _say(f"{escaped(task)}: {len(classes):,} classes; --per-class shows each of them and which are confused")
+            _say(f"{printable(task)}: {len(classes):,} classes; --per-class shows each of them and which are confused")
     for warning in warnings(evaluation):
         _say(warning)
 
@@ -48,14 +48,14 @@ def warnings(evaluation: Mapping[str, Any]) -> Iterator[str]:
             if value is None or theirs is None or value > theirs:
                 continue
             label = baseline["labels"].get(task)
-            rows = "" if label is None else f" ('{escaped(label)}') for every row"
+            rows = "" if label is None else f" ('{printable(label)}') for every row"
             yield (
-                f"warning: {escaped(task)}: {metric} {number(value)} is no better than "
+                f"warning: {printable(task)}: {metric} {number(value)} is no better than "
                 f"the {name}{rows} ({number(theirs)})"
             )
 
 
-def escaped(text: str) -> str:
+def printable(text: str) -> str:
     """The text with what is no printable character written out, as in a Python string."""
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
@@ -74,7 +74,7 @@ def _scores(evaluation: Mapping[str, Any], where: str) -> Table:
                 continue
             others = [_cell(baseline["tasks"].get(task, {}).get(metric)) for baseline in beside.values()]
             rows = [f"{estimate['n']:,}"] if with_rows else []
-            lines.append([escaped(task), metric, number(estimate["value"]), interval(estimate), *others, *rows])
+            lines.append([printable(task), metric, number(estimate["value"]), interval(estimate), *others, *rows])
     for mean in ("score", "plain_mean"):
         estimate = evaluation[mean]
         others = [_cell(baseline[mean]) for baseline in beside.values()]
@@ -89,7 +89,11 @@ def _cell(estimate: Mapping[str, Any] | None) -> str:
 
 def _print_classes(console: Console, task: str, metrics: Mapping[str, Any]) -> None:
     rows = [
-        [escaped(label), f"{scores['rows']:,}", *(_with_limits(scores[name]) for name in ("precision", "recall", "f1"))]
+        [
+            printable(label),
+            f"{scores['rows']:,}",
+            *(_with_limits(scores[name]) for name in ("precision", "recall", "f1")),
+        ]
         for label, scores in metrics["per_class"].items()
     ]
     console.print()
@@ -107,8 +111,8 @@ def _print_classes(console: Console, task: str, metrics: Mapping[str, Any]) -> N
 
 def _matrix(labels: list[str], cells: list[dict[str, Any]]) -> Table:
     rows = {(cell["label"], cell["prediction"]): f"{cell['rows']:,}" for cell in cells}
-    lines = [[escaped(label), *(rows.get((label, other), "0") for other in labels)] for label in labels]
-    return table(["label", *map(escaped, labels)], lines)
+    lines = [[printable(label), *(rows.get((label, other), "0") for other in labels)] for label in labels]
+    return table(["label", *map(printable, labels)], lines)
 
 
 def _print_pairs(console: Console, task: str, cells: list[dict[str, Any]]) -> None:
@@ -116,7 +120,7 @@ def _print_pairs(console: Console, task: str, cells: list[dict[str, Any]]) -> No
     wrong = sorted((cell for cell in cells if cell["label"] != cell["prediction"]), key=lambda cell: -cell["rows"])
     rest = f", the first {_PAIRS} of {len(wrong):,}" if len(wrong) > _PAIRS else ""
     console.print(f"{task}: confused pairs{rest}", markup=False, soft_wrap=True)
-    shown = [[escaped(cell["label"]), escaped(cell["prediction"]), f"{cell['rows']:,}"] for cell in wrong[:_PAIRS]]
+    shown = [[printable(cell["label"]), printable(cell["prediction"]), f"{cell['rows']:,}"] for cell in wrong[:_PAIRS]]
     console.print(table(["label", "prediction", "rows"], shown))
 
 

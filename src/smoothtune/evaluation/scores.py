@@ -117,14 +117,14 @@ def score_tasks(answers: Mapping[str, TaskAnswers]) -> Scores:
         for name, task in answers.items()
     }
     main = [tasks[name][task.metric] for name, task in answers.items()]
-    raised = [
-        _raised(part) if task.metric in CORRELATIONS else part
+    shares = [
+        _as_share(part) if task.metric in CORRELATIONS else part
         for part, task in zip(main, answers.values(), strict=True)
     ]
-    return Scores(tasks, score=mean_estimate(raised), plain_mean=mean_estimate(main))
+    return Scores(tasks, score=mean_estimate(shares), plain_mean=mean_estimate(main))
 
 
-def _raised(part: Estimate) -> Estimate:
+def _as_share(part: Estimate) -> Estimate:
     """A correlation brought from [-1, 1] to [0, 1]."""
     return Estimate((part.value + 1) / 2, (part.low + 1) / 2, (part.high + 1) / 2, part.n)
 

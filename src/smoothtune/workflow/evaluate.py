@@ -19,7 +19,7 @@ from smoothtune.runtime.kernels.building import notes as kernel_notes
 from smoothtune.workflow.evaluation import Evaluation, evaluation_of
 from smoothtune.workflow.scoring import answers_of, undefined
 from smoothtune.workflow.stage_folders import experiment_of, model_after
-from smoothtune.workflow.trained_rows import trained_rows
+from smoothtune.workflow.training_overlap import training_overlap
 
 SPLITS = ("train", "dev", "test")
 
@@ -57,7 +57,7 @@ def evaluate_run(
     words = None
     if with_words_alone:
         words = {name: _words_alone(found, part, experiment.seed) for name, (found, part) in chosen.items()}
-    trained = {} if split == "train" else {name: part for name, (_, part) in chosen.items()}
+    apart = {} if split == "train" else {name: part for name, (_, part) in chosen.items()}
     return evaluation_of(
         answers,
         {name: model.labels[name] for name in answers},
@@ -66,7 +66,7 @@ def evaluate_run(
         notes=(
             *kernel_notes(model.network.device.type),
             *_changed(folder, read),
-            *trained_rows(experiment, model.labels, trained, cache_folder()),
+            *training_overlap(experiment, model.labels, apart, cache_folder()),
             *(f"note: {name} is nan: {why}" for name, why in undefined(answers).items()),
         ),
         seed=experiment.seed,

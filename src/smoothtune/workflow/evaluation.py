@@ -109,10 +109,10 @@ def _classes(task: TaskAnswers, labels: tuple[str, ...] | None) -> dict[str, Any
     return {
         "per_class": {
             label: {
-                "rows": found.rows,
-                **{name: _estimate(getattr(found, name)) for name in ("precision", "recall", "f1")},
+                "rows": of_class.rows,
+                **{name: _estimate(getattr(of_class, name)) for name in ("precision", "recall", "f1")},
             }
-            for label, found in zip(labels, scores, strict=True)
+            for label, of_class in zip(labels, scores, strict=True)
         },
         "confusion": [
             {"label": labels[target], "prediction": labels[prediction], "rows": int(rows)}

@@ -36,7 +36,7 @@ from smoothtune.workflow.check import check_encoder, encoding_of, report_on
 from smoothtune.workflow.evaluation import Baselines, Evaluation, evaluation_of
 from smoothtune.workflow.frozen import Encoding, FrozenStates, StateKeeper, content_of
 from smoothtune.workflow.identity import Identity, check_alike, data_of, identity_of
-from smoothtune.workflow.scoring import EpochEvaluation, decided, logits_of
+from smoothtune.workflow.scoring import EpochEvaluation, answers_from, logits_of
 from smoothtune.workflow.staged_model import StagedModel
 
 
@@ -124,7 +124,7 @@ class Material:
         with self._together.in_turn():
             dev = self._examples("dev", self.data)
         logits = logits_of(self.staged.model, dev, dtype=self.dtype)
-        answers = decided(logits, dev, self.experiment.tasks)
+        answers = answers_from(logits, dev, self.experiment.tasks)
         return evaluation_of(answers, self._labels, largest=self.largest_classes(), baselines=baselines), logits
 
     def largest_classes(self) -> dict[str, str]:

@@ -24,7 +24,7 @@ def answers_of(
     model: MultiTaskModel, examples: Mapping[str, Examples], tasks: Mapping[str, AnyTask], *, dtype: torch.dtype
 ) -> dict[str, TaskAnswers]:
     """The model's answers to labelled examples, by task."""
-    return decided(logits_of(model, examples, dtype=dtype), examples, tasks)
+    return answers_from(logits_of(model, examples, dtype=dtype), examples, tasks)
 
 
 def logits_of(model: MultiTaskModel, examples: Mapping[str, Examples], *, dtype: torch.dtype) -> dict[str, np.ndarray]:
@@ -32,7 +32,7 @@ def logits_of(model: MultiTaskModel, examples: Mapping[str, Examples], *, dtype:
     return {name: answer_examples(model, part, dtype=dtype) for name, part in examples.items()}
 
 
-def decided(
+def answers_from(
     logits: Mapping[str, np.ndarray], examples: Mapping[str, Examples], tasks: Mapping[str, AnyTask]
 ) -> dict[str, TaskAnswers]:
     """The answers that logits stand for, beside the labels of the examples, by task."""

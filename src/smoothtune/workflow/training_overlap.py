@@ -11,7 +11,7 @@ from smoothtune.data.task_data import Split, read_tasks
 from smoothtune.errors import DataError
 
 
-def trained_rows(
+def training_overlap(
     experiment: Experiment, labels: Mapping[str, tuple[str, ...] | None], parts: Mapping[str, Split], cache: Path
 ) -> Iterator[str]:
     """A warning for each of the `parts`, by task, with rows that are training rows of any task of the run.
@@ -19,16 +19,16 @@ def trained_rows(
     A pair counts in either order. The training files are read, from the cache if they are as they were; a note names
     the tasks whose cannot be.
     """
-    training, unread = [], []
+    training, unreadable = [], []
     for name, task in experiment.tasks.items():
         alone = experiment.model_copy(update={"tasks": {name: task}})
         try:
             data = read_tasks(alone, Path.cwd(), cache, labels=labels, wanted={"train"})
         except DataError:
-            unread.append(name)
+            unreadable.append(name)
             continue
         training.append(TrainingKeys(data[name].splits["train"]))
-    for name in unread:
+    for name in unreadable:
         yield f"note: {name}: its training data cannot be read any more, so rows that stand in them are not counted"
     for name, part in parts.items():
         whole = leaks(part, training).whole
