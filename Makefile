@@ -121,6 +121,11 @@ bench-cuda: setup
 	$(BENCH)/floor.py --device cuda
 	$(BENCH)/prediction.py --device cuda
 
+# How often the intervals of scores hold the true value: benchmarks/results/coverage.json and the table of docs/intervals.md.
+.PHONY: bench-coverage
+bench-coverage: setup
+	$(BENCH)/interval_coverage.py
+
 # Smoothness, for docs/smoothness.md. Tuning and little data take hours: stopped, they go on where they were.
 .PHONY: bench-smoothness-tables bench-smoothness-cost bench-smoothness-tuning bench-smoothness-little bench-smoothness-page
 JOBS ?= $(shell nproc)

@@ -186,11 +186,16 @@ def first_rows(examples: Examples, count: int) -> Examples:
     return replace(examples, chosen=examples.chosen[:count])
 
 
-def prepare(experiment: Mapping[str, Any], data: Path, cache: Path, tasks: Sequence[str] = TASKS) -> Prepared:
-    """Read the data and build the model of a table; other tasks than `tasks` are left out."""
+def only(experiment: Mapping[str, Any], *tasks: str) -> dict[str, Any]:
+    """The table with these of its tasks alone, and their trunks."""
     kept = {name: task for name, task in experiment["tasks"].items() if name in tasks}
     trunks = {task["trunk"]: experiment["trunks"][task["trunk"]] for task in kept.values()}
-    loaded = load({**experiment, "tasks": kept, "trunks": trunks}, data_dir=data).experiment
+    return {**experiment, "tasks": kept, "trunks": trunks}
+
+
+def prepare(experiment: Mapping[str, Any], data: Path, cache: Path, tasks: Sequence[str] = TASKS) -> Prepared:
+    """Read the data and build the model of a table; other tasks than `tasks` are left out."""
+    loaded = load(only(experiment, *tasks), data_dir=data).experiment
     folder = Path(loaded.encoder.name)
     tokenizer, found = load_tokenizer(folder), read_tasks(loaded, data, cache)
     labels = {name: part.labels for name, part in found.items()}

@@ -34,6 +34,7 @@ from smoothtune.workflow.train import RunBegin, RunEnd, train
 from tests.small_data import ROWS, TASKS, table, write_data
 
 RUN_FILES = {"experiment.toml", "metrics.jsonl", "evaluation.json", "run.json", "check.json", "model"}
+RUN_FILES |= {f"dev_predictions_{task}.tsv" for task in TASKS}
 METRICS_KEYS = {"stage", "epoch", "step", "train_seconds", "losses", "train", "dev", "score", "plain_mean"}
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -350,7 +351,7 @@ def assert_interrupted(run: Run) -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-@pytest.mark.parametrize("place", ["answers_of", "write_model_folder"])
+@pytest.mark.parametrize("place", ["logits_of", "write_model_folder"])
 def test_ctrl_c_after_the_last_step_leaves_the_whole_model(
     tiny_encoder: Path, small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import Annotated, Optional
 
 import typer
 
-from smoothtune.cli.options import Json, RunFolder, Stage
-
-if TYPE_CHECKING:
-    from smoothtune.workflow.evaluate import Evaluation
+from smoothtune.cli.options import Json, PerClass, RunFolder, Stage
 
 
 def evaluate(
@@ -31,9 +28,13 @@ def evaluate(
     words_alone: Annotated[
         bool, typer.Option("--words-alone", help="Beside it, a TF-IDF baseline trained on the same rows.")
     ] = False,
+    per_class: PerClass = False,
     as_json: Json = False,
 ) -> None:
-    """Evaluate a run: every metric with a 95 % bootstrap interval.
+    """Evaluate a run: every metric with a 95 % interval.
+
+    Beside it stands what the largest class for every row would score. Each class and the confusion matrix follow, for
+    at most 12 classes or with --per-class.
 
     \b
     Examples:
@@ -42,38 +43,14 @@ def evaluate(
       smoothtune evaluate runs/first --words-alone
       smoothtune evaluate runs/first --stage joint
     """  # noqa: D301 - click reads \b
-    from smoothtune.cli.tables import out, score_rows, table
+    from smoothtune.cli.evaluation_tables import print_evaluation
     from smoothtune.workflow.evaluate import evaluate_run
 
     found = evaluate_run(run, data=data or (), split=split, stage=stage, with_words_alone=words_alone)
     where = "data" if data else split or "dev"
     if as_json:
         typer.echo(json.dumps(found.to_json(), indent=2))
-    elif found.words_alone is None:
-        headers = ["task", "metric", where, "95 % interval", "rows"]
-        out().print(table(headers, score_rows(found.scores.to_json())))
     else:
-        _print_beside(found, where)
+        print_evaluation(found.to_json(), where, per_class=per_class)
     for note in found.notes:
         typer.echo(note, err=True)
-
-
-def _print_beside(found: Evaluation, where: str) -> None:
-    from smoothtune.cli.tables import interval, number, out, table
-
-    assert found.words_alone is not None
-    assert found.difference is not None
-    scores, words = found.scores.to_json(), found.words_alone.to_json()
-    rows = []
-    for task, metrics in scores["tasks"].items():
-        for metric, value in metrics.items():
-            beside = words["tasks"][task][metric]
-            rows.append([task, metric, number(value["value"]), interval(value), number(beside["value"])])
-    for name in ("score", "plain_mean"):
-        rows.append(["all", name.replace("_", " "), number(scores[name]["value"]), interval(scores[name])])
-        rows[-1].append(number(words[name]["value"]))
-    out().print(table(["task", "metric", where, "95 % interval", "words alone"], rows))
-    mean = found.difference.mean
-    out().print(
-        f"mean difference to words alone: {mean.value:+.3f}, paired 95 % interval {mean.low:+.3f} to {mean.high:+.3f}"
-    )

@@ -22,6 +22,9 @@ Set = Annotated[
     typer.Option("--set", metavar="PATH=VALUE", help="Override a value, e.g. stages.0.stop.max_epochs=2. Repeatable."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+PerClass = Annotated[
+    bool, typer.Option("--per-class", help="Show each class and the confusion matrix also of more than 12 classes.")
+]
 Stage = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option("--stage", metavar="NAME", help="The model after this stage; default: after the last."),

@@ -62,15 +62,3 @@ def number(value: float | None) -> str:
 def interval(found: dict[str, Any]) -> str:
     """A 95 % interval."""
     return f"{number(found['low'])} to {number(found['high'])}"
-
-
-def score_rows(evaluation: dict[str, Any]) -> list[list[str]]:
-    """Rows task, metric, value, interval, rows, of an evaluation as JSON."""
-    rows = [
-        [task, metric, number(found["value"]), interval(found), f"{found['n']:,}"]
-        for task, metrics in evaluation["tasks"].items()
-        for metric, found in metrics.items()
-    ]
-    rows.append(["all", "score", number(evaluation["score"]["value"]), interval(evaluation["score"]), ""])
-    mean = evaluation["plain_mean"]
-    return [*rows, ["all", "plain mean", number(mean["value"]), interval(mean), ""]]

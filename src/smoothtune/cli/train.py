@@ -1,4 +1,4 @@
-"""`smoothtune train` and `smoothtune resume`: live progress on stderr, the table of results on stdout."""
+"""`smoothtune train` and `smoothtune resume`: live progress on stderr, the tables of results on stdout."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from smoothtune.cli.options import Allow, DataDir, Experiment, Set
+from smoothtune.cli.options import Allow, DataDir, Experiment, PerClass, Set
 from smoothtune.cli.watcher import Watcher
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def train(
         bool, typer.Option("--resume", help="Go on with the run in --run-dir where there is one, else begin it.")
     ] = False,
     allow: Allow = None,
+    per_class: PerClass = False,
 ) -> None:
     """Train an experiment and leave a run folder with its model.
 
@@ -52,12 +53,13 @@ def train(
             listen=watcher,
         )
 
-    _show(training)
+    _show(training, per_class=per_class)
 
 
 def resume(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")],
     allow: Allow = None,
+    per_class: PerClass = False,
 ) -> None:
     """Go on with a run that was ended, from its last checkpoint, as if it had never stopped.
 
@@ -70,12 +72,13 @@ def resume(
     """  # noqa: D301 - click reads \b
     from smoothtune.workflow.train import resume as go_on
 
-    _show(lambda watcher: go_on(run_dir, allow=allow or (), listen=watcher))
+    _show(lambda watcher: go_on(run_dir, allow=allow or (), listen=watcher), per_class=per_class)
 
 
-def _show(train: Callable[[Watcher], Run]) -> None:
-    """Live progress, then the table of results, from the first process alone."""
-    from smoothtune.cli.tables import out, score_rows, table
+def _show(train: Callable[[Watcher], Run], *, per_class: bool) -> None:
+    """Live progress, then the tables of results, from the first process alone."""
+    from smoothtune.cli.evaluation_tables import print_evaluation
+    from smoothtune.cli.tables import out
     from smoothtune.runtime.processes import launched
     from smoothtune.workflow.advice import going_on, resume_command
 
@@ -96,6 +99,5 @@ def _show(train: Callable[[Watcher], Run]) -> None:
     if not processes.is_main:
         return
     assert run.evaluation is not None
-    headers = ["task", "metric", "dev", "95 % interval", "rows"]
-    out().print(table(headers, score_rows(run.evaluation)))
+    print_evaluation(run.evaluation, "dev", per_class=per_class)
     out().print(f"model: {run.folder / 'model'}")

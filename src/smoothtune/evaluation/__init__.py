@@ -1,1 +1,1 @@
-"""Metrics, intervals, scores over tasks, paired comparison, the words-alone baseline. Knows nothing of training."""
+"""Metrics, intervals, scores over tasks, each class, paired comparison, baselines. Knows nothing of training."""

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from smoothtune.errors import UsageError
-from smoothtune.evaluation.intervals import Estimate, bootstrap, estimate
-from smoothtune.evaluation.metrics import FUNCTIONS
+from smoothtune.evaluation.bootstrap import bootstrap, percentile_interval
+from smoothtune.evaluation.intervals import Estimate
+from smoothtune.evaluation.metrics import FUNCTIONS, Floats
 from smoothtune.evaluation.scores import TaskAnswers, check_tasks
 from smoothtune.runtime.random import numpy_stream
 
@@ -31,17 +32,26 @@ def paired_difference(a: Mapping[str, TaskAnswers], b: Mapping[str, TaskAnswers]
     Raises `UsageError` where the two have other tasks, kinds, main metrics or targets.
     """
     _check_same_rows(a, b)
-    tasks = {name: _difference(a[name], b[name], numpy_stream(seed, "paired", name)) for name in a}
-    value = float(np.mean([found.value for found in tasks.values()]))
-    draws = np.mean([found.draws for found in tasks.values()], axis=0)
-    return Comparison(tasks, estimate(value, draws, sum(found.n for found in tasks.values())))
+    draws = {name: _draws(a[name], b[name], numpy_stream(seed, "paired", name)) for name in a}
+    tasks = {name: _estimate(_difference(a[name], b[name]), draws[name], len(a[name])) for name in a}
+    value = float(np.mean([task.value for task in tasks.values()]))
+    rows = sum(task.n for task in tasks.values())
+    return Comparison(tasks, _estimate(value, np.mean(list(draws.values()), axis=0), rows))
 
 
-def _difference(a: TaskAnswers, b: TaskAnswers, generator: np.random.Generator) -> Estimate:
+def _difference(a: TaskAnswers, b: TaskAnswers) -> float:
     metric = FUNCTIONS[a.metric]
-    value = float(metric(a.predictions, a.targets) - metric(b.predictions, b.targets))
+    return float(metric(a.predictions, a.targets) - metric(b.predictions, b.targets))
+
+
+def _draws(a: TaskAnswers, b: TaskAnswers, generator: np.random.Generator) -> Floats:
     of_a, of_b = bootstrap(a.metric, [a.predictions, b.predictions], a.targets, generator)
-    return estimate(value, of_a - of_b, len(a))
+    return np.asarray(of_a - of_b)
+
+
+def _estimate(value: float, draws: Floats, rows: int) -> Estimate:
+    low, high = (np.nan, np.nan) if np.isnan(value) else percentile_interval(draws)
+    return Estimate(value, low, high, rows)
 
 
 def _check_same_rows(a: Mapping[str, TaskAnswers], b: Mapping[str, TaskAnswers]) -> None:

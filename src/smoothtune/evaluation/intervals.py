@@ -1,154 +1,59 @@
-"""95 % percentile-bootstrap intervals of metrics (Efron and Tibshirani, 1993, chapter 13), in bounded memory.
+"""95 % intervals of metrics, of one task and of the mean over tasks. They are computed, not drawn; they know nothing of tasks.
 
-Metrics of classes depend only on how often each cell (predictions, target) occurs, and resampled cell counts are
-exactly multinomial, so no rows are drawn for them (accuracy: binomial). Correlations are computed on resampled rows, a
-few resamples at a time. Several predictions of the same rows are resampled together, for paired comparison. This module
-knows nothing of tasks.
+Each metric has the interval of its kind: a share of rows (`proportions`), macro-F1 (`f1_intervals`), a correlation
+(`correlation_intervals`). docs/intervals.md says how often they hold the true value.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.sparse import csr_array
 
-from smoothtune.evaluation.metrics import CORRELATIONS, FUNCTIONS, Floats, Rows, classes_of, f1_of_counts, pearson
-
-RESAMPLES = 2000
-LEVEL = 0.95
-_NUMBERS_AT_ONCE = 500_000
+from smoothtune.evaluation.correlation_intervals import correlation_interval
+from smoothtune.evaluation.f1_intervals import macro_f1_interval
+from smoothtune.evaluation.metrics import CORRELATIONS, FUNCTIONS, Floats, Rows
+from smoothtune.evaluation.proportions import proportion_interval
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A value with its 95 % interval, from `n` rows; `draws` (resamples,) are its bootstrap values."""
+    """A value with its 95 % interval, from `n` rows. Limits that cannot be computed are `nan`."""
 
     value: float
     low: float
     high: float
     n: int
-    draws: Floats = field(repr=False, compare=False)
 
 
-def estimate(value: float, draws: Floats, n: int) -> Estimate:
-    """The value with the percentile interval of its draws (resamples,).
-
-    Draws that could not be computed are left out; where they are more than 5 % of all they could hold both tails, and
-    the limits are `nan`. Percentile intervals are a little short for few rows (they cover about 94 % at 150), and of no
-    width for a metric that is the same in every resample (accuracy 1.0).
-    """
-    known = draws[~np.isnan(draws)]
-    if np.isnan(value) or len(known) < LEVEL * len(draws):
-        return Estimate(value, np.nan, np.nan, n, draws)
-    low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Estimate(value, float(low), float(high), n, draws)
-
-
-def metric_estimate(
-    metric: str, predictions: Rows, targets: Rows, generator: np.random.Generator, *, resamples: int = RESAMPLES
-) -> Estimate:
+def metric_estimate(metric: str, predictions: Rows, targets: Rows) -> Estimate:
     """`metric` of predictions (n,) and targets (n,), with its interval.
 
-    Time grows with resamples x n for correlations and with resamples x occupied cells for metrics of classes.
+    Limits are `nan` where the value is, and for correlations of fewer than four rows or of rows on a line.
     """
     value = float(FUNCTIONS[metric](predictions, targets))
-    (draws,) = bootstrap(metric, [predictions], targets, generator, resamples=resamples)
-    return estimate(value, draws, len(targets))
+    if np.isnan(value):
+        return Estimate(value, np.nan, np.nan, len(targets))
+    low, high = _limits(metric, predictions, targets)
+    return Estimate(value, float(low), float(high), len(targets))
 
 
-def bootstrap(
-    metric: str,
-    predictions: Sequence[Rows],
-    targets: Rows,
-    generator: np.random.Generator,
-    *,
-    resamples: int = RESAMPLES,
-) -> Floats:
-    """Values (M, resamples) of `metric` for M predictions (n,) of the same targets (n,), rows drawn together."""
-    if not len(targets):
-        return np.full((len(predictions), resamples), np.nan)
+def _limits(metric: str, predictions: Rows, targets: Rows) -> tuple[Floats | float, Floats | float]:
     if metric in CORRELATIONS:
-        chunks = _row_chunks(metric, [*predictions, targets], generator, resamples)
-    elif metric == "accuracy":
-        # Right or wrong is all that accuracy sees; of one prediction the counts are then Binomial(n, p).
-        right = [p == targets for p in predictions]
-        chunks = _cell_chunks(metric, [*right, np.ones(len(targets), bool)], generator, resamples)
-    else:
-        chunks = _cell_chunks(metric, [*predictions, targets], generator, resamples)
-    return np.concatenate(list(chunks), axis=1)
+        return correlation_interval(metric, predictions, targets)
+    if metric == "accuracy":
+        return proportion_interval(np.count_nonzero(predictions == targets), len(targets))
+    return macro_f1_interval(predictions, targets)
 
 
-def _cell_chunks(
-    metric: str, columns: Sequence[Rows], generator: np.random.Generator, resamples: int
-) -> Iterator[Floats]:
-    """Values (M, r) of `metric` for M predictions and, last, their targets, each (n,)."""
-    cells, sizes = _cells(columns)
-    shares = sizes / sizes.sum()
-    of_cells = _accuracy_of_cells if metric == "accuracy" else _macro_f1_of_cells
-    for r in _chunks(resamples, len(sizes)):
-        counts = generator.multinomial(sizes.sum(), shares, size=r)
-        yield np.stack([of_cells(predicted, cells[-1], counts) for predicted in cells[:-1]])
+def mean_estimate(parts: Sequence[Estimate]) -> Estimate:
+    """The mean of independent estimates.
 
-
-def _cells(columns: Sequence[Rows]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The distinct rows of M + 1 columns (n,) as class codes (M + 1, K), and how often each occurs (K,)."""
-    classes = classes_of(*columns)
-    numbers = np.zeros(len(columns[0]), dtype=np.int64)
-    for column in columns:
-        numbers = numbers * len(classes) + np.searchsorted(classes, column)
-    cells, sizes = np.unique(numbers, return_counts=True)
-    return np.stack(np.unravel_index(cells, (len(classes),) * len(columns))), sizes
-
-
-def _accuracy_of_cells(predicted: Rows, actual: Rows, counts: Rows) -> Floats:
-    return np.asarray(counts @ (predicted == actual) / counts.sum(axis=-1))
-
-
-def _macro_f1_of_cells(predicted: Rows, actual: Rows, counts: Rows) -> Floats:
-    """Macro-F1 (r,) of cell counts (r, K) whose predicted and actual class codes are (K,)."""
-    classes = 1 + max(predicted.max(), actual.max())
-    right = predicted == actual
-
-    def per_class(codes: Rows, weights: Rows) -> Rows:
-        cell_to_class = csr_array((weights, (np.arange(len(codes)), codes)), shape=(len(codes), classes))
-        return np.asarray(counts @ cell_to_class)
-
-    once = np.ones(len(counts[0]), dtype=np.int64)
-    return f1_of_counts(per_class(actual, once * right), per_class(predicted, once), per_class(actual, once))
-
-
-def _row_chunks(
-    metric: str, columns: Sequence[Rows], generator: np.random.Generator, resamples: int
-) -> Iterator[Floats]:
-    """Correlations (M, r) of M predictions with, last, their targets, each (n,), on resampled rows."""
-    by_rank = metric == "spearman" and all(np.isfinite(column).all() for column in columns)
-    if by_rank:
-        columns = [np.unique(column, return_inverse=True)[1].astype(np.int32) for column in columns]
-    rows = len(columns[0])
-    for r in _chunks(resamples, rows):
-        drawn = generator.integers(rows, size=(r, rows))
-        targets = _resampled(columns[-1], drawn, by_rank)
-        yield np.stack([pearson(_resampled(column, drawn, by_rank), targets) for column in columns[:-1]])
-
-
-def _resampled(column: Rows, drawn: Rows, by_rank: bool) -> Rows:
-    """The drawn rows (r, n) of a column (n,); `by_rank`, the average ranks that rank codes 0, 1, ... have among them.
-
-    Counting the codes gives the ranks without a sort: about seven times faster than `rankdata`.
+    Distances from the values to their limits add up as standard errors do ("variance recovery": Zou and Donner, 2008,
+    Statistics in Medicine 27, equations 3 and 4), so that limits stay apart where every part is 0 or 1.
     """
-    values = column[drawn]
-    if not by_rank:
-        return values
-    codes = 1 + int(column.max())
-    counts = np.stack([np.bincount(row, minlength=codes) for row in values])
-    return np.take_along_axis(np.cumsum(counts, axis=-1) - (counts - 1) / 2, values, axis=-1)
-
-
-def _chunks(resamples: int, width: int) -> Iterator[int]:
-    """Sizes that add up to `resamples`, each times `width` within the numbers held at once (but at least one)."""
-    step = max(1, _NUMBERS_AT_ONCE // width)
-    for start in range(0, resamples, step):
-        yield min(step, resamples - start)
+    value, low, high = (np.array([getattr(part, name) for part in parts]) for name in ("value", "low", "high"))
+    below, above = (float(np.sqrt(np.square(limit - value).sum())) / len(parts) for limit in (low, high))
+    mean = float(value.mean())
+    return Estimate(mean, mean - below, mean + above, sum(part.n for part in parts))

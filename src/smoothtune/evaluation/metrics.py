@@ -70,7 +70,7 @@ def pearson(predictions: Rows, targets: Rows) -> Floats:
         return np.full(targets.shape[:-1], np.nan)
     defined = _varies(predictions) & _varies(targets)
     with np.errstate(invalid="ignore", divide="ignore"):
-        r = (_standardised(predictions) * _standardised(targets)).sum(axis=-1)
+        r = (standardised(predictions) * standardised(targets)).sum(axis=-1)
     return np.where(defined, np.clip(r, -1, 1), np.nan)
 
 
@@ -129,7 +129,7 @@ def _varies(values: Rows) -> NDArray[np.bool_]:
     return np.asarray(np.isfinite(low) & np.isfinite(high) & (low < high))
 
 
-def _standardised(values: Rows) -> Floats:
+def standardised(values: Rows) -> Floats:
     """Centred values (..., n) of length 1. The largest is brought to 1 first, so that no square underflows."""
     centred = values - values.mean(axis=-1, keepdims=True, dtype=np.float64)
     centred /= np.abs(centred).max(axis=-1, keepdims=True)

@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 
 from smoothtune.errors import UsageError
-from smoothtune.evaluation.intervals import Estimate, estimate, metric_estimate
+from smoothtune.evaluation.intervals import Estimate, mean_estimate, metric_estimate
 from smoothtune.evaluation.metrics import CORRELATIONS, FUNCTIONS, METRICS, Floats, Rows
-from smoothtune.runtime.random import numpy_stream
 from smoothtune.types import Kind
 
 
@@ -110,29 +109,24 @@ def point_scores(answers: Mapping[str, TaskAnswers]) -> PointScores:
     return PointScores(tasks, main, float(mean_score(metrics, values)), float(values.mean()))
 
 
-def score_tasks(answers: Mapping[str, TaskAnswers], *, seed: int) -> Scores:
-    """Scores of tasks by name, with intervals. Raises `UsageError` without tasks.
-
-    Tasks are resampled independently, each from its own random stream, so that a task's interval does not depend on
-    the tasks beside it.
-    """
-    points = point_scores(answers)
+def score_tasks(answers: Mapping[str, TaskAnswers]) -> Scores:
+    """Scores of tasks by name, with intervals. Raises `UsageError` without tasks."""
+    check_tasks(answers)
     tasks = {
-        name: {
-            metric: metric_estimate(
-                metric, task.predictions, task.targets, numpy_stream(seed, "bootstrap", name, metric)
-            )
-            for metric in METRICS[task.kind]
-        }
+        name: {metric: metric_estimate(metric, task.predictions, task.targets) for metric in METRICS[task.kind]}
         for name, task in answers.items()
     }
-    draws = np.stack([tasks[name][task.metric].draws for name, task in answers.items()])
-    metrics, rows = [task.metric for task in answers.values()], sum(map(len, answers.values()))
-    return Scores(
-        tasks,
-        score=estimate(points.score, mean_score(metrics, draws), rows),
-        plain_mean=estimate(points.plain_mean, draws.mean(axis=0), rows),
-    )
+    main = [tasks[name][task.metric] for name, task in answers.items()]
+    shares = [
+        _as_share(part) if task.metric in CORRELATIONS else part
+        for part, task in zip(main, answers.values(), strict=True)
+    ]
+    return Scores(tasks, score=mean_estimate(shares), plain_mean=mean_estimate(main))
+
+
+def _as_share(part: Estimate) -> Estimate:
+    """A correlation brought from [-1, 1] to [0, 1]."""
+    return Estimate((part.value + 1) / 2, (part.low + 1) / 2, (part.high + 1) / 2, part.n)
 
 
 def mean_score(metrics: Sequence[str], values: Floats) -> Floats:

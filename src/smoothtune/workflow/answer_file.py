@@ -46,9 +46,11 @@ class AnswerWriter:
     def __init__(self, file: IO[str], form: str, names: Sequence[str]) -> None:
         self._names = names
         self._file = file
-        self._csv = csv.writer(file, delimiter="\t", lineterminator="\n") if form == "tsv" else None
-        if self._csv is not None:
-            self._csv.writerow(names)
+        self._tsv = form == "tsv"
+        self._plain = csv.writer(file, delimiter="\t", lineterminator="\n")
+        self._quoted = csv.writer(file, delimiter="\t", lineterminator="\n", quoting=csv.QUOTE_ALL)
+        if self._tsv:
+            self._write_tsv(names)
 
     def add(self, rows: Sequence[tuple[str, ...]], answers: Sequence[Sequence[Any]]) -> None:
         """Append rows (N,) with their answers: (N,) of each column after the texts."""
@@ -56,7 +58,12 @@ class AnswerWriter:
             self._write([*row, *found])
 
     def _write(self, values: list[Any]) -> None:
-        if self._csv is not None:
-            self._csv.writerow([f"{value:.6g}" if isinstance(value, float) else value for value in values])
+        if self._tsv:
+            self._write_tsv([f"{value:.6g}" if isinstance(value, float) else value for value in values])
         else:
             self._file.write(json.dumps(dict(zip(self._names, values, strict=True)), ensure_ascii=False) + "\n")
+
+    def _write_tsv(self, values: Sequence[Any]) -> None:
+        # The csv module leaves a lone carriage return without quotes, and a reader then ends the row there.
+        returns = any(isinstance(value, str) and "\r" in value for value in values)
+        (self._quoted if returns else self._plain).writerow(values)

@@ -3,53 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from math import isnan
 from pathlib import Path
-from typing import Any
 
 from smoothtune.config.experiment import Experiment, trunk_options
 from smoothtune.data.batching import Examples
 from smoothtune.data.task_data import Split, TaskData, label_numbers, make_examples, read_split, read_tasks
 from smoothtune.errors import UsageError
-from smoothtune.evaluation.comparison import Comparison, paired_difference
-from smoothtune.evaluation.scores import Scores, TaskAnswers, score_tasks
+from smoothtune.evaluation.scores import TaskAnswers
 from smoothtune.evaluation.words_alone import words_alone
 from smoothtune.files import cache_folder
 from smoothtune.inference.model import Model, model_folder
 from smoothtune.nn.folder import read_json
 from smoothtune.runtime.device import keep_memory_mapped, set_threads
 from smoothtune.runtime.kernels.building import notes as kernel_notes
+from smoothtune.workflow.evaluation import Evaluation, evaluation_of
 from smoothtune.workflow.scoring import answers_of, undefined
 from smoothtune.workflow.stage_folders import experiment_of, model_after
+from smoothtune.workflow.training_overlap import training_overlap
 
 SPLITS = ("train", "dev", "test")
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """Scores of a run; with a baseline, its scores and the paired difference run - baseline.
-
-    `answers` are those of the run, by task, to be compared with another run's (`evaluation.comparison`). `notes` are sentences on
-    what makes a score doubtful (data that are not those of training, metrics without a value) or slow to come by.
-    """
-
-    scores: Scores
-    answers: Mapping[str, TaskAnswers] = field(repr=False)
-    notes: tuple[str, ...] = ()
-    words_alone: Scores | None = None
-    difference: Comparison | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        found = self.scores.to_json()
-        if self.words_alone is not None and self.difference is not None:
-            found["words_alone"] = self.words_alone.to_json()
-            found["difference"] = {
-                "tasks": {name: _limits(value) for name, value in self.difference.tasks.items()},
-                "mean": _limits(self.difference.mean),
-            }
-        return found
 
 
 def evaluate_run(
@@ -63,7 +35,8 @@ def evaluate_run(
     """Score the model of a run on a split of its experiment (dev), or the tasks of `data` (`TASK=FILE`) on those files.
 
     The model is the run's, or that after `stage`. Labels are the model's own, whatever the files say now; the training
-    file is read only where its rows are needed. Raises `UsageError` for an unknown split, stage or task, `ModelFileError`
+    file is read where its rows are needed, and to count those of the other splits and files that are among them; one
+    that cannot be read for the count alone is noted. Raises `UsageError` for an unknown split, stage or task, `ModelFileError`
     for a folder that is no run, `DataError` for data.
     """
     experiment = experiment_of(run)
@@ -81,17 +54,32 @@ def evaluate_run(
     chosen = _chosen(experiment, model, read, files, split)
     examples = {name: _examples(experiment, model, found, part) for name, (found, part) in chosen.items()}
     answers = answers_of(model.network, examples, experiment.tasks, dtype=model.dtype)
-    scores = score_tasks(answers, seed=experiment.seed)
-    notes = (
-        *kernel_notes(model.network.device.type),
-        *_changed(folder, read),
-        *(f"note: {name} is nan: {why}" for name, why in undefined(answers).items()),
+    words = None
+    if with_words_alone:
+        words = {name: _words_alone(found, part, experiment.seed) for name, (found, part) in chosen.items()}
+    apart = {} if split == "train" else {name: part for name, (_, part) in chosen.items()}
+    return evaluation_of(
+        answers,
+        {name: model.labels[name] for name in answers},
+        largest=_largest_classes(folder, model),
+        words_alone=words,
+        notes=(
+            *kernel_notes(model.network.device.type),
+            *_changed(folder, read),
+            *training_overlap(experiment, model.labels, apart, cache_folder()),
+            *(f"note: {name} is nan: {why}" for name, why in undefined(answers).items()),
+        ),
+        seed=experiment.seed,
     )
-    if not with_words_alone:
-        return Evaluation(scores, answers, notes)
-    baseline = {name: _words_alone(found, part, experiment.seed) for name, (found, part) in chosen.items()}
-    difference = paired_difference(answers, baseline, seed=experiment.seed)
-    return Evaluation(scores, answers, notes, score_tasks(baseline, seed=experiment.seed), difference)
+
+
+def _largest_classes(folder: Path, model: Model) -> dict[str, str]:
+    """The commonest training label by task, as the run wrote it down; empty for a model that knows none."""
+    known = read_json(model_folder(folder) / "provenance.json").get("largest_class")
+    classes = {name: labels for name, labels in model.labels.items() if labels is not None}
+    if not isinstance(known, dict):
+        return {}
+    return {name: known[name] for name, labels in classes.items() if known.get(name) in labels}
 
 
 def _pairs(data: Iterable[str], experiment: Experiment) -> dict[str, str]:
@@ -157,8 +145,3 @@ def _changed(folder: Path, read: Mapping[str, TaskData]) -> Iterator[str]:
             known = trained_on.get(name, {}).get(split, {}).get("content")
             if known is not None and known != part.table.source.fingerprint():
                 yield f"warning: {name}.{split}: {part.table.source.shown} has changed since this model was trained"
-
-
-def _limits(found: Any) -> dict[str, float | None]:
-    numbers = {"value": found.value, "low": found.low, "high": found.high}
-    return {name: None if isnan(number) else number for name, number in numbers.items()}

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from tokenizers import Tokenizer
@@ -25,7 +26,7 @@ from smoothtune.data.batching import Examples
 from smoothtune.data.class_weights import class_weights_of
 from smoothtune.data.task_data import make_examples, read_tasks
 from smoothtune.data.tokenising import load_tokenizer
-from smoothtune.evaluation.scores import Scores, score_tasks
+from smoothtune.evaluation.largest_class import largest_class
 from smoothtune.files import cache_folder
 from smoothtune.nn.folder import write_model_folder
 from smoothtune.nn.pretrained import find_checkpoint, read_architecture
@@ -37,12 +38,13 @@ from smoothtune.runtime.kernels.building import notes
 from smoothtune.runtime.processes import ALONE, computing_with
 from smoothtune.training.stage import StageRun
 from smoothtune.workflow.check import check_encoder, encoding_of, report_on
+from smoothtune.workflow.evaluation import Baselines, Evaluation, evaluation_of
 from smoothtune.workflow.frozen import Encoding, FrozenStates, StateKeeper, content_of
 from smoothtune.workflow.identity import Identity, check_alike, data_of, identity_of
 from smoothtune.workflow.probe_fit import FittedProbe, probe_rows, set_probes
 from smoothtune.workflow.recipe import Choosing, Recipe, RecipeChosen, choose_recipe
 from smoothtune.workflow.recipe_inputs import RecipeInputs
-from smoothtune.workflow.scoring import EpochEvaluation, answers_of, undefined
+from smoothtune.workflow.scoring import EpochEvaluation, answers_from, logits_of
 from smoothtune.workflow.staged_model import StagedModel
 
 
@@ -161,12 +163,21 @@ class Material:
         rows = {name: probe_rows(examples, self.data[name]) for name, examples in train.items()}
         return set_probes(self.staged.model, rows, dtype=dtype, seed=self.experiment.seed)
 
-    def evaluate(self) -> tuple[Scores, dict[str, str]]:
-        """The scores of the model on dev, and why some are `nan`, by `TASK.METRIC`."""
+    def evaluate(self, baselines: Baselines | None = None) -> tuple[Evaluation, dict[str, np.ndarray]]:
+        """The evaluation of the model on dev, beside further `baselines`, and its logits by task."""
         with self._together.in_turn():
             dev = self._examples("dev", self.data)
-        answers = answers_of(self.staged.model, dev, self.experiment.tasks, dtype=self.dtype)
-        return score_tasks(answers, seed=self.experiment.seed), undefined(answers)
+        logits = logits_of(self.staged.model, dev, dtype=self.dtype)
+        answers = answers_from(logits, dev, self.experiment.tasks)
+        return evaluation_of(answers, self._labels, largest=self.largest_classes(), baselines=baselines), logits
+
+    def largest_classes(self) -> dict[str, str]:
+        """The commonest label of the training rows, by task; a regression has none."""
+        return {
+            name: data.labels[largest_class(data.targets("train"))]
+            for name, data in self.data.items()
+            if data.labels is not None
+        }
 
     def write_model(self, folder: Path, facts: Mapping[str, Any]) -> None:
         """The model folder; `facts` go into its provenance beside experiment, seed and data. Raises `WriteError`."""
@@ -175,6 +186,7 @@ class Material:
             "experiment": self.experiment.name,
             "seed": self.experiment.seed,
             "data": {name: _splits(data_of(data)) for name, data in self.data.items()},
+            "largest_class": self.largest_classes(),
         }
         write_model_folder(
             folder,

@@ -24,13 +24,24 @@ def answers_of(
     model: MultiTaskModel, examples: Mapping[str, Examples], tasks: Mapping[str, AnyTask], *, dtype: torch.dtype
 ) -> dict[str, TaskAnswers]:
     """The model's answers to labelled examples, by task."""
-    found: dict[str, TaskAnswers] = {}
+    return answers_from(logits_of(model, examples, dtype=dtype), examples, tasks)
+
+
+def logits_of(model: MultiTaskModel, examples: Mapping[str, Examples], *, dtype: torch.dtype) -> dict[str, np.ndarray]:
+    """The model's logits for examples, (n, C) or (n,), by task."""
+    return {name: answer_examples(model, part, dtype=dtype) for name, part in examples.items()}
+
+
+def answers_from(
+    logits: Mapping[str, np.ndarray], examples: Mapping[str, Examples], tasks: Mapping[str, AnyTask]
+) -> dict[str, TaskAnswers]:
+    """The answers that logits stand for, beside the labels of the examples, by task."""
+    answers: dict[str, TaskAnswers] = {}
     for name, part in examples.items():
-        logits = answer_examples(model, part, dtype=dtype)
         assert part.labels is not None
         task = tasks[name]
-        found[name] = TaskAnswers(task.kind, task.metric, decide(task.kind, logits), part.labels[part.chosen])
-    return found
+        answers[name] = TaskAnswers(task.kind, task.metric, decide(task.kind, logits[name]), part.labels[part.chosen])
+    return answers
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,9 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from smoothtune.errors import ElsewhereError, NotFiniteError, OneProcessError, TerminatedError, TrainingError
-from smoothtune.evaluation.scores import Scores
 from smoothtune.files import WriteError
 from smoothtune.nn.folder import read_json
 from smoothtune.runtime import processes
@@ -24,7 +25,9 @@ from smoothtune.training.stage import StageRun
 from smoothtune.training.stage_events import StageBegin, StageEnd, StageEpoch, StageEvent
 from smoothtune.training.state import State
 from smoothtune.workflow.advice import going_on, resume_command, skipping_command
+from smoothtune.workflow.dev_predictions import remove_dev_predictions, write_dev_predictions
 from smoothtune.workflow.earlier import Earlier
+from smoothtune.workflow.evaluation import Evaluation
 from smoothtune.workflow.events import Event, Interrupting, Resumed, RunBegin, RunEnd
 from smoothtune.workflow.frozen import Encoding, FrozenStates
 from smoothtune.workflow.kept_stages import check_kept, sums_of
@@ -32,6 +35,7 @@ from smoothtune.workflow.material import Begun, Material
 from smoothtune.workflow.metrics_line import metrics_line
 from smoothtune.workflow.run import CHECK, CHECKPOINTS, EVALUATION, MODEL, RECIPE, STAGES, STATE, Run, RunFiles, machine
 from smoothtune.workflow.saving import Saver
+from smoothtune.workflow.scoring import undefined
 from smoothtune.workflow.stage_folders import stage_folder
 from smoothtune.workflow.stages import StageRecord
 from smoothtune.workflow.told import Told
@@ -131,6 +135,7 @@ class TrainingRun:
         """Take away what a process left that came to no checkpoint."""
         self._checkpoints.drop_after(None)
         self.files.remove_results()
+        remove_dev_predictions(self.folder)
         shutil.rmtree(self.folder / STAGES, ignore_errors=True)
 
     def _train(self, first: int, goes_on_from: Any) -> bool:
@@ -246,24 +251,31 @@ class TrainingRun:
         with self._together.agreeing():
             if self._writes:
                 self.material.write_model(self.folder / MODEL, facts)
-        scores: Scores | None = None
-        unknown: dict[str, str] = {}
+        evaluation: Evaluation | None = None
+        logits: dict[str, np.ndarray] = {}
         try:
             if not interrupted:
                 with self._interruptible():
-                    scores, unknown = self.material.evaluate()
+                    evaluation, logits = self.material.evaluate()
         except KeyboardInterrupt:
-            interrupted, scores = True, None
+            interrupted, evaluation = True, None
+        table = None if evaluation is None else evaluation.to_json()
         with self._together.agreeing():
             if self._writes:
-                self._write_end({**facts, "interrupted": interrupted}, scores)
-        run = Run(self.folder, self.experiment, None if scores is None else scores.to_json(), interrupted)
-        self.listen(RunEnd(run, scores, unknown))
+                self._write_end({**facts, "interrupted": interrupted}, table, logits)
+        run = Run(self.folder, self.experiment, table, interrupted)
+        if evaluation is None:
+            self.listen(RunEnd(run, None, {}))
+        else:
+            self.listen(RunEnd(run, evaluation.scores, undefined(evaluation.answers)))
         return run
 
-    def _write_end(self, facts: dict[str, Any], scores: Scores | None) -> None:
-        if scores is not None:
-            self.files.write_json(EVALUATION, scores.to_json())
+    def _write_end(
+        self, facts: dict[str, Any], evaluation: dict[str, Any] | None, logits: dict[str, np.ndarray]
+    ) -> None:
+        if evaluation is not None:
+            write_dev_predictions(self.folder, self.material.data, logits)
+            self.files.write_json(EVALUATION, evaluation)
         self.files.write_json(STATE, facts)
         if not facts["interrupted"]:
             self._checkpoints.drop_after(None)  # the run is whole: nothing is left to go on with

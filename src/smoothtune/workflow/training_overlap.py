@@ -1,0 +1,40 @@
+"""Says how many rows of an evaluation stand in the training data of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from smoothtune.config.experiment import Experiment
+from smoothtune.data.leaks import TrainingKeys, leaks
+from smoothtune.data.task_data import Split, read_tasks
+from smoothtune.errors import DataError
+
+
+def training_overlap(
+    experiment: Experiment, labels: Mapping[str, tuple[str, ...] | None], parts: Mapping[str, Split], cache: Path
+) -> Iterator[str]:
+    """A warning for each of the `parts`, by task, with rows that are training rows of any task of the run.
+
+    A pair counts in either order. The training files are read, from the cache if they are as they were; a note names
+    the tasks whose cannot be.
+    """
+    training, unreadable = [], []
+    for name, task in experiment.tasks.items():
+        alone = experiment.model_copy(update={"tasks": {name: task}})
+        try:
+            data = read_tasks(alone, Path.cwd(), cache, labels=labels, wanted={"train"})
+        except DataError:
+            unreadable.append(name)
+            continue
+        training.append(TrainingKeys(data[name].splits["train"]))
+    for name in unreadable:
+        yield f"note: {name}: its training data cannot be read any more, so rows that stand in them are not counted"
+    for name, part in parts.items():
+        whole = leaks(part, training).whole
+        if whole.count:
+            first, verb = whole.examples[0], "stands" if whole.count == 1 else "stand"
+            yield (
+                f"warning: {name}: {whole.count:,} of {len(part):,} rows {verb} in the training data of this run, "
+                f"e.g. {first.here} at {first.there}"
+            )
