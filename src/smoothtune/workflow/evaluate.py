@@ -8,15 +8,19 @@ from pathlib import Path
 from smoothtune.config.experiment import Experiment, trunk_options
 from smoothtune.data.batching import Examples
 from smoothtune.data.task_data import Split, TaskData, label_numbers, make_examples, read_split, read_tasks
-from smoothtune.errors import UsageError
+from smoothtune.errors import ModelFileError, UsageError
 from smoothtune.evaluation.scores import TaskAnswers
 from smoothtune.evaluation.words_alone import words_alone
 from smoothtune.files import cache_folder
 from smoothtune.inference.model import Model, model_folder
 from smoothtune.nn.folder import read_json
+from smoothtune.nn.pretrained import find_checkpoint, load_encoder
 from smoothtune.runtime.device import keep_memory_mapped, set_threads
 from smoothtune.runtime.kernels.building import notes as kernel_notes
-from smoothtune.workflow.evaluation import Evaluation, evaluation_of
+from smoothtune.workflow.evaluation import Baselines, Evaluation, evaluation_of
+from smoothtune.workflow.probe_baseline import NAME as PROBE_BASELINE
+from smoothtune.workflow.probe_baseline import probe_answers
+from smoothtune.workflow.run import PROBE, STATE
 from smoothtune.workflow.scoring import answers_of, undefined
 from smoothtune.workflow.stage_folders import experiment_of, model_after
 from smoothtune.workflow.training_overlap import training_overlap
@@ -54,6 +58,7 @@ def evaluate_run(
     chosen = _chosen(experiment, model, read, files, split)
     examples = {name: _examples(experiment, model, found, part) for name, (found, part) in chosen.items()}
     answers = answers_of(model.network, examples, experiment.tasks, dtype=model.dtype)
+    beside, doubts = _probe(run, experiment, model, examples) if stage is None else ({}, ())
     words = None
     if with_words_alone:
         words = {name: _words_alone(found, part, experiment.seed) for name, (found, part) in chosen.items()}
@@ -62,15 +67,34 @@ def evaluate_run(
         answers,
         {name: model.labels[name] for name in answers},
         largest=_largest_classes(folder, model),
+        baselines=beside,
         words_alone=words,
         notes=(
             *kernel_notes(model.network.device.type),
+            *doubts,
             *_changed(folder, read),
             *training_overlap(experiment, model.labels, apart, cache_folder()),
             *(f"note: {name} is nan: {why}" for name, why in undefined(answers).items()),
         ),
         seed=experiment.seed,
     )
+
+
+def _probe(
+    run: Path, experiment: Experiment, model: Model, examples: Mapping[str, Examples]
+) -> tuple[Baselines, tuple[str, ...]]:
+    """The answers of the probe that the run began with, where the model is another, or why they are not to be had."""
+    if not (run / PROBE).is_dir() or not (run / STATE).is_file():
+        return {}, ()
+    stages = read_json(run / STATE).get("stages", [])
+    if not stages or stages[-1].get("best_step") == 0:
+        return {}, ()
+    try:
+        encoder = load_encoder(find_checkpoint(experiment.encoder), experiment.encoder).to(model.network.device)
+        answers = probe_answers(run, experiment, encoder, model.labels, examples, model.dtype)
+    except (ModelFileError, UsageError) as error:
+        return {}, (f"note: the probe that the run began with is not shown: {error}",)
+    return {PROBE_BASELINE: answers}, ()
 
 
 def _largest_classes(folder: Path, model: Model) -> dict[str, str]:

@@ -29,7 +29,7 @@ from smoothtune.data.tokenising import load_tokenizer
 from smoothtune.evaluation.largest_class import largest_class
 from smoothtune.files import cache_folder
 from smoothtune.nn.folder import write_model_folder
-from smoothtune.nn.pretrained import find_checkpoint, read_architecture
+from smoothtune.nn.pretrained import find_checkpoint, load_encoder, read_architecture
 from smoothtune.objective.regularisers import build_regularisers
 from smoothtune.objective.weighting import TaskFacts
 from smoothtune.runtime import processes
@@ -41,7 +41,9 @@ from smoothtune.workflow.check import check_encoder, encoding_of, report_on
 from smoothtune.workflow.evaluation import Baselines, Evaluation, evaluation_of
 from smoothtune.workflow.frozen import Encoding, FrozenStates, StateKeeper, content_of
 from smoothtune.workflow.identity import Identity, check_alike, data_of, identity_of
-from smoothtune.workflow.probe_fit import FittedProbe, probe_rows, set_probes
+from smoothtune.workflow.probe_baseline import NAME as PROBE_BASELINE
+from smoothtune.workflow.probe_baseline import probe_answers, probe_weights
+from smoothtune.workflow.probe_fit import probe_rows, set_probes
 from smoothtune.workflow.recipe import Choosing, Recipe, RecipeChosen, choose_recipe
 from smoothtune.workflow.recipe_inputs import RecipeInputs
 from smoothtune.workflow.scoring import EpochEvaluation, answers_from, logits_of
@@ -72,6 +74,7 @@ class Material:
     ) -> None:
         self.experiment = experiment
         self.recipe: Recipe | None = None
+        self.probe: dict[str, Tensor] | None = None  # that a stage began with, around the checkpoint's encoder
         self.staged: StagedModel
         self._together = processes.current()
         self._cache = cache_folder()
@@ -138,7 +141,9 @@ class Material:
             train, dev = self._examples("train", names), self._examples("dev", names)
         dtype = pick_dtype(stage.precision, self.device)
         if stage.init == "probe" and begun.goes_on_from is None:
-            self.probes = self._set_probes(train, dtype)
+            self._set_probes(train, dtype)
+            if self.experiment.source(number) is None:
+                self.probe = probe_weights(self.staged.model, train)
         keeps = stage.stop.max_steps != 0 and encoding_of(self.experiment, number) == "kept"
         if self.experiment.runtime.frozen_states == "auto" and keeps:
             train, dev = self._with_states(stage, train, dev, begun.listen)
@@ -158,17 +163,22 @@ class Material:
             class_weights=self._class_weights(names),
         )
 
-    def _set_probes(self, train: Mapping[str, Examples], dtype: torch.dtype) -> dict[str, FittedProbe]:
+    def _set_probes(self, train: Mapping[str, Examples], dtype: torch.dtype) -> None:
         """Let the outputs of the stage's tasks begin as linear probes."""
         rows = {name: probe_rows(examples, self.data[name]) for name, examples in train.items()}
-        return set_probes(self.staged.model, rows, dtype=dtype, seed=self.experiment.seed)
+        set_probes(self.staged.model, rows, dtype=dtype, seed=self.experiment.seed)
 
-    def evaluate(self, baselines: Baselines | None = None) -> tuple[Evaluation, dict[str, np.ndarray]]:
-        """The evaluation of the model on dev, beside further `baselines`, and its logits by task."""
+    def evaluate(self, probe_of: Path | None = None) -> tuple[Evaluation, dict[str, np.ndarray]]:
+        """The evaluation of the model on dev, beside the probe that the run in `probe_of` began with, and its logits by task."""
         with self._together.in_turn():
             dev = self._examples("dev", self.data)
         logits = logits_of(self.staged.model, dev, dtype=self.dtype)
         answers = answers_from(logits, dev, self.experiment.tasks)
+        baselines: Baselines | None = None
+        if probe_of is not None:
+            encoder = load_encoder(self._checkpoint, self.experiment.encoder).to(self.device)
+            answered = probe_answers(probe_of, self.experiment, encoder, self._labels, dev, self.dtype)
+            baselines = {PROBE_BASELINE: answered}
         return evaluation_of(answers, self._labels, largest=self.largest_classes(), baselines=baselines), logits
 
     def largest_classes(self) -> dict[str, str]:

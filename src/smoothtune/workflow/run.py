@@ -30,7 +30,7 @@ EXPERIMENT, METRICS, EVALUATION, STATE, CHECK, RECIPE, PROBE, MODEL, CHECKPOINTS
     "run.json",
     "check.json",
     "recipe.json",
-    "probe.safetensors",
+    "probe",
     "model",
     "checkpoints",
     "stages",
@@ -102,7 +102,7 @@ def finished_run(folder: Path, experiment: Experiment) -> Run | None:
 
 def check_own(folder: Path) -> None:
     """Raise `ModelFileError` where something that a run writes in its folder is a link: it would write elsewhere."""
-    for name in (METRICS, CHECKPOINTS, STAGES, LOCK):
+    for name in (METRICS, CHECKPOINTS, STAGES, PROBE, RECIPE, LOCK):
         if (folder / name).is_symlink():
             raise ModelFileError(
                 f"{folder / name}: is a link; a run writes inside its own folder alone: put what it leads to in its place"

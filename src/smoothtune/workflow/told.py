@@ -70,11 +70,16 @@ class Told:
             **machine(material.device.type),
         }
 
+    def best_step(self) -> int | None:
+        """After how many steps of the last stage the model was as it is; None where that is not known."""
+        stages = self._all_stages()
+        return stages[-1].get("best_step") if stages else None
+
     def _recipe_facts(self) -> dict[str, Any]:
         """What the recipe chose, where there was one, and which model came of it."""
         if self.recipe is None:
             return {}
-        step = self._all_stages()[-1].get("best_step") if self._all_stages() else None
+        step = self.best_step()
         return {"recipe": {**self.recipe, "model": None if step is None else "fine-tuned" if step else "probe"}}
 
     def _all_stages(self) -> list[dict[str, Any]]:

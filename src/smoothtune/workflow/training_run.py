@@ -33,7 +33,20 @@ from smoothtune.workflow.frozen import Encoding, FrozenStates
 from smoothtune.workflow.kept_stages import check_kept, sums_of
 from smoothtune.workflow.material import Begun, Material
 from smoothtune.workflow.metrics_line import metrics_line
-from smoothtune.workflow.run import CHECK, CHECKPOINTS, EVALUATION, MODEL, RECIPE, STAGES, STATE, Run, RunFiles, machine
+from smoothtune.workflow.probe_baseline import write_probe
+from smoothtune.workflow.run import (
+    CHECK,
+    CHECKPOINTS,
+    EVALUATION,
+    MODEL,
+    PROBE,
+    RECIPE,
+    STAGES,
+    STATE,
+    Run,
+    RunFiles,
+    machine,
+)
 from smoothtune.workflow.saving import Saver
 from smoothtune.workflow.scoring import undefined
 from smoothtune.workflow.stage_folders import stage_folder
@@ -136,7 +149,8 @@ class TrainingRun:
         self._checkpoints.drop_after(None)
         self.files.remove_results()
         remove_dev_predictions(self.folder)
-        shutil.rmtree(self.folder / STAGES, ignore_errors=True)
+        for name in (STAGES, PROBE):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def _train(self, first: int, goes_on_from: Any) -> bool:
         """The stages from `first`, then the best state; whether Ctrl-C ended them early."""
@@ -161,6 +175,8 @@ class TrainingRun:
     def _run_stage(self, number: int, goes_on_from: Any) -> None:
         self._current = None
         current = self.material.stage_run(Begun(number, self.folder, self._hear_states, goes_on_from))
+        if self._writes and self.material.probe is not None and goes_on_from is None:
+            write_probe(self.folder, self.material.probe)
         record = StageRecord(self.experiment, number)
         if goes_on_from is not None:
             before = goes_on_from["before"]
@@ -256,7 +272,7 @@ class TrainingRun:
         try:
             if not interrupted:
                 with self._interruptible():
-                    evaluation, logits = self.material.evaluate()
+                    evaluation, logits = self.material.evaluate(self._probe_beside())
         except KeyboardInterrupt:
             interrupted, evaluation = True, None
         table = None if evaluation is None else evaluation.to_json()
@@ -269,6 +285,11 @@ class TrainingRun:
         else:
             self.listen(RunEnd(run, evaluation.scores, undefined(evaluation.answers)))
         return run
+
+    def _probe_beside(self) -> Path | None:
+        """The run's folder, where it holds a probe that the model is not: the probe is then a baseline."""
+        kept = (self.folder / PROBE).is_dir() and self._told.best_step() != 0
+        return self.folder if kept else None
 
     def _write_end(
         self, facts: dict[str, Any], evaluation: dict[str, Any] | None, logits: dict[str, np.ndarray]
