@@ -29,6 +29,10 @@ RARE = 0.2
 """Class weights are tried where the rarest class has less than this share of an even share."""
 
 
+_CLEARLY = 0.98
+"""A later candidate takes the place of an earlier, plainer one where its loss is below this share of that one's."""
+
+
 @dataclass(frozen=True, slots=True)
 class TrunkChoice:
     """The trunk's options, whether they are the recipe's `own`, and whether the trunk is one of `pooled` states.
@@ -71,7 +75,7 @@ def choose_trunk(inputs: RecipeInputs, task: str) -> TrunkChoice:
             best = candidate, features
             break
         loss = linear_probe.least_loss(features, about, seed=inputs.experiment.seed)
-        if best is None or loss < least:
+        if best is None or loss < _CLEARLY * least:
             best, least = (candidate, features), loss
     assert best is not None
     chosen, features = best
@@ -86,9 +90,9 @@ def _candidates(options: TrunkBase, depth: int) -> Iterator[TrunkBase]:
     four = tuple(sorted({0, depth // 2, depth - 1, depth}))
     every = tuple(range(depth + 1))
     if isinstance(options, MeanTrunk):
-        for layers in (None, four, every):
-            yield options.model_copy(update={"layers": layers, "scaling": "unit"})
-            yield options.model_copy(update={"layers": layers, "scaling": "standard"})
+        for scaling in ("unit", "standard"):
+            for layers in (None, four, every):
+                yield options.model_copy(update={"layers": layers, "scaling": scaling})
     elif isinstance(options, SiameseTrunk):
         for layers in (None, four):
             yield options.model_copy(update={"layers": layers, "scaling": "unit"})

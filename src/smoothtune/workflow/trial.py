@@ -34,22 +34,19 @@ FEW_ROWS = 100
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """A task's main metric and mean loss on held-out rows, of the probe and fine-tuned; `error` is that of the difference."""
+    """A task's main metric and mean loss on held-out rows, of the probe and fine-tuned."""
 
     metric: str
     probe: float
     tuned: float
-    error: float
     probe_loss: float
     tuned_loss: float
 
     @property
     def gain(self) -> float:
-        """Metric gained; where the difference is within its error, minus the loss gained decides its sign."""
+        """How much better the metric is fine-tuned; 0 where it cannot be computed."""
         difference = self.tuned - self.probe
-        if np.isfinite(difference) and abs(difference) > self.error:
-            return difference
-        return abs(difference) if self.tuned_loss < self.probe_loss else -abs(difference)
+        return difference if np.isfinite(difference) else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +134,8 @@ def run_trial(
                 listen(before + event.step, total)
         _answer(model, held, split, answers, 1, inputs.dtype)
     tasks = {task: _compared(experiment, task, about[task], answers[task]) for task in rows}
-    gains = [compared.gain for compared in tasks.values()]
-    return Trial(tasks, count, float(np.mean(gains)) > 0 or (not any(gains) and _lower_loss(tasks)))
+    gain = float(np.mean([compared.gain for compared in tasks.values()]))
+    return Trial(tasks, count, gain > 0 or (gain == 0 and _lower_loss(tasks)))
 
 
 def _lower_loss(tasks: Mapping[str, Compared]) -> bool:
@@ -181,9 +178,4 @@ def _compared(experiment: Experiment, task: str, about: Rated, answers: tuple[Ro
     scores: list[ProbeScore] = [linear_probe.score(found, about) for found in answers]
     decided = [decide(given.kind, found if given.kind == "classification" else found[:, 0]) for found in answers]
     probe, tuned = (float(FUNCTIONS[given.metric](part, about.targets)) for part in decided)
-    if given.kind == "regression":
-        error = float(np.sqrt(max(1 - probe**2, 0) ** 2 / max(len(about.targets) - 1, 1)))
-    else:
-        difference = (decided[1] == about.targets).astype(float) - (decided[0] == about.targets)
-        error = float(difference.std() / np.sqrt(len(difference)))
-    return Compared(given.metric, probe, tuned, error, scores[0].loss, scores[1].loss)
+    return Compared(given.metric, probe, tuned, scores[0].loss, scores[1].loss)
