@@ -1,4 +1,4 @@
-"""`smoothtune list`, `show` and `schema`: what there is. Nothing here imports torch."""
+"""`smoothtune list`, `show` and `schema`: what there is. Nothing here imports torch, but to run a recipe."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from smoothtune.cli.options import Experiment, Json, Set
+from smoothtune.cli.options import DataDir, Experiment, Json, Set
 
 
 def list_things(
@@ -49,7 +49,10 @@ def list_things(
 def show(
     experiment: Experiment,
     override: Set = None,
-    resolved: Annotated[bool, typer.Option("--resolved", help="Write out every default too.")] = False,
+    resolved: Annotated[
+        bool, typer.Option("--resolved", help="Write out every default too, and what the recipe chooses from the data.")
+    ] = False,
+    data_dir: DataDir = None,
 ) -> None:
     """Print an experiment as TOML: the file itself, or (with --set or --resolved) every value it stands for.
 
@@ -60,8 +63,17 @@ def show(
     """  # noqa: D301 - click reads \b
     from smoothtune.config.loading import find, load, to_toml
 
-    loaded = load(experiment, overrides=override or ())
-    if override or resolved:
+    loaded = load(experiment, overrides=override or (), data_dir=data_dir)
+    if resolved and loaded.experiment.recipe == "auto":
+        from smoothtune.cli.watcher import Watcher
+        from smoothtune.workflow.train import chosen_experiment
+
+        watcher = Watcher()
+        try:
+            typer.echo(to_toml(chosen_experiment(loaded, listen=watcher)), nl=False)
+        finally:
+            watcher.close()
+    elif override or resolved:
         typer.echo(to_toml(loaded.experiment), nl=False)
     else:
         typer.echo(find(experiment).read_text(encoding="utf-8"), nl=False)

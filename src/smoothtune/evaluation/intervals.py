@@ -14,7 +14,7 @@ import numpy as np
 from smoothtune.evaluation.correlation_intervals import correlation_interval
 from smoothtune.evaluation.f1_intervals import macro_f1_interval
 from smoothtune.evaluation.metrics import CORRELATIONS, FUNCTIONS, Floats, Rows
-from smoothtune.evaluation.proportions import proportion_interval
+from smoothtune.evaluation.proportions import accuracy_interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ def _limits(metric: str, predictions: Rows, targets: Rows) -> tuple[Floats | flo
     if metric in CORRELATIONS:
         return correlation_interval(metric, predictions, targets)
     if metric == "accuracy":
-        return proportion_interval(np.count_nonzero(predictions == targets), len(targets))
+        return accuracy_interval(np.count_nonzero(predictions == targets), len(targets))
     return macro_f1_interval(predictions, targets)
 
 

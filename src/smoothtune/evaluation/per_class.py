@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from smoothtune.evaluation.f1_intervals import f1_interval
 from smoothtune.evaluation.intervals import Estimate
 from smoothtune.evaluation.metrics import Floats, Rows
-from smoothtune.evaluation.proportions import proportion_interval
+from smoothtune.evaluation.proportions import accuracy_interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +58,8 @@ def class_scores(predictions: Rows, targets: Rows, classes: int) -> list[ClassSc
     right = np.bincount(targets[predictions == targets], minlength=classes)
     either = predicted + actual - right
     columns = (
-        _estimates(right, predicted, predicted, proportion_interval(right, predicted)),
-        _estimates(right, actual, actual, proportion_interval(right, actual)),
+        _estimates(right, predicted, predicted, accuracy_interval(right, predicted)),
+        _estimates(right, actual, actual, accuracy_interval(right, actual)),
         _estimates(2 * right, predicted + actual, either, f1_interval(right, either)),
     )
     return [ClassScores(int(rows), *metrics) for rows, *metrics in zip(actual, *columns, strict=True)]

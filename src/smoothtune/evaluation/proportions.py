@@ -28,6 +28,18 @@ def proportion_interval(counts: ArrayLike, totals: ArrayLike) -> tuple[Floats, F
         )
 
 
+def accuracy_interval(right: ArrayLike, rows: ArrayLike) -> tuple[Floats, Floats]:
+    """Limits (...) of a share of `rows` (...), as `proportion_interval`, but for the exact limit where all or none are `right`.
+
+    15 of 15 gives 0.782 to 1. Source: Clopper and Pearson (1934), Biometrika 26.
+    """
+    x, n = np.broadcast_arrays(np.asarray(right, dtype=np.float64), np.asarray(rows, dtype=np.float64))
+    low, high = proportion_interval(x, n)
+    with np.errstate(divide="ignore"):
+        end = ((1 - LEVEL) / 2) ** (1 / n)
+    return np.where((x == n) & (n > 0), end, low), np.where((x == 0) & (n > 0), 1 - end, high)
+
+
 def wilson(x: Floats, n: Floats, z: float) -> tuple[Floats, Floats]:
     """Wilson's limits (...) of the shares x / n (...), `z` standard errors away."""
     share, square = x / n, z * z / n

@@ -233,6 +233,7 @@ def check_encoder(experiment: Experiment, architecture: Mapping[str, Any]) -> No
         for number, stage in enumerate(experiment.stages)
         for problem in _layer_problems(stage, f"stages.{number}", name, encoder.depth)
     ]
+    problems += _trunk_problems(experiment, name, encoder.depth)
     problems += _product_problems(experiment, encoder)
     limit = encoder.max_tokens
     if limit is not None and experiment.encoder.max_length > limit:
@@ -255,6 +256,14 @@ def _layer_problems(stage: Stage, path: str, encoder: str, depth: int) -> Iterat
         if layer != "middle" and layer >= depth:
             what = f"got {layer}, but {encoder!r} has the layers 0 to {depth - 1}; layer k is perturbed at its input"
             yield Problem(f"{path}.regularisers.{number}.layer", what)
+
+
+def _trunk_problems(experiment: Experiment, encoder: str, depth: int) -> Iterator[Problem]:
+    for name, options in experiment.trunks.items():
+        layers = options.reads
+        if layers is not None and layers[-1] > depth:
+            what = f"got {layers[-1]}, but {encoder!r} has {depth} layers: 0 (the embeddings) to {depth}"
+            yield Problem(f"trunks.{name}.layers", what)
 
 
 def _product_problems(experiment: Experiment, encoder: Encoder) -> Iterator[Problem]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from smoothtune.config.experiment import Experiment
-from smoothtune.config.loading import load
+from smoothtune.config.loading import Loaded, load
 from smoothtune.errors import UsageError
 from smoothtune.runtime.processes import Processes, together
 from smoothtune.workflow.earlier import as_of_run, read_earlier
@@ -84,6 +84,14 @@ def train(
                 )
         with _locked(folder, processes):
             return TrainingRun(material, folder, listen).run()
+
+
+def chosen_experiment(loaded: Loaded, *, listen: Callable[[Event], None] = _nobody) -> Experiment:
+    """The experiment with everything that its recipe chooses from the data; nothing is written but caches.
+
+    Cost: that of the recipe, with fine-tuning in cross-validation where dev is small. Raises as `train` does.
+    """
+    return Material(absolute(loaded.experiment, loaded.base), listen=listen).experiment
 
 
 def resume(run_dir: str | Path, *, allow: Collection[str] = (), listen: Callable[[Event], None] = _nobody) -> Run:
