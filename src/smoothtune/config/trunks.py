@@ -18,9 +18,9 @@ def _as_tuple(value: Any) -> Any:
 
 
 Layers = Annotated[
-    tuple[Annotated[int, Field(ge=0)], ...] | None,
+    Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None,
     BeforeValidator(_as_tuple, json_schema_input_type=int | list[int] | None),
-    Field(min_length=1, description="whose states it pools, side by side; 0: the embeddings; default: the last layer"),
+    Field(description="whose states it pools, side by side; 0: the embeddings; default: the last layer"),
 ]
 
 
