@@ -40,7 +40,7 @@ def simulated(metric: str, n: int, seed: int) -> tuple[Rows, Rows]:
 @pytest.mark.parametrize(
     ("simulation", "rows"),
     [(simulation, rows) for simulation in SIMULATIONS for rows in simulation.rows if rows < 1000],
-    ids=str,
+    ids=lambda value: f"{value.metric}, {value.population}" if isinstance(value, Simulation) else str(value),
 )
 def test_intervals_hold_the_truth_about_95_times_in_100(simulation: Simulation, rows: int) -> None:
     for window in simulation.windows:

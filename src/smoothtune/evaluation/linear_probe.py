@@ -100,8 +100,8 @@ def fit(features: Rows, rows: Rated, strength: float, *, seed: int = 0) -> Linea
 def choose(features: Rows, rows: Rated, *, seed: int, strengths: Sequence[float] = STRENGTHS) -> ProbeChoice:
     """The strength for features (n, F), by cross-validation on at most `MOST_ROWS` rows.
 
-    It is the largest whose loss is within one standard error of the least: with few rows the least loss shrinks too much
-    for rare classes. Cost: folds x strengths fits.
+    Of a regression it is that of the least loss. Of classes it is the largest whose loss is within one standard error of the
+    least: with few rows the least loss shrinks too much for rare classes. Cost: folds x strengths fits.
     """
     chosen = _sample(len(features), MOST_ROWS, seed)
     part, some = rows.part(chosen), _rotated(np.asarray(features[chosen], dtype=np.float64))
@@ -110,7 +110,8 @@ def choose(features: Rows, rows: Rated, *, seed: int, strengths: Sequence[float]
         return ProbeChoice(1.0, _unknown(part))
     scores = [cross_validated(some, part, strength, folds) for strength in strengths]
     best = min(range(len(scores)), key=lambda number: scores[number].loss)
-    for number in range(len(scores) - 1, best, -1):
+    larger = range(0) if rows.kind == "regression" else range(len(scores) - 1, best, -1)
+    for number in larger:
         difference = scores[number].losses - scores[best].losses
         if difference.mean() <= difference.std() / np.sqrt(len(difference)):
             best = number
