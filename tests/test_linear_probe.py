@@ -129,3 +129,11 @@ def test_an_output_answers_as_the_fit_to_1e_5(output: type, kind: Kind, classes:
     expected = x.double() @ weight.T + bias
     found = part(x).double()
     torch.testing.assert_close(found.view(32, -1), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("classes", "count"), [(25, 25), (15, 30), (30, 60)])
+def test_classes_of_a_row_or_two_each_are_cross_validated_too(classes: int, count: int) -> None:
+    draw = np.random.default_rng(0)
+    about = Rated("classification", np.arange(count) % classes, classes, np.arange(count))
+    chosen = choose(draw.normal(size=(count, FEATURES)), about, seed=1)
+    assert np.isfinite(chosen.score.loss)

@@ -158,14 +158,11 @@ def folds_of(rows: Rated, *, seed: int, folds: int = FOLDS) -> list[tuple[Rows, 
         return []
     state = int(numpy_stream(seed, "folds").integers(2**31))
     grouped = len(np.unique(rows.groups)) < count
-    splitter: Any
-    if rows.kind == "regression" and not grouped:
-        splitter = KFold(folds, shuffle=True, random_state=state)
-    elif grouped:
-        splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=state)
-    else:
-        splitter = StratifiedKFold(folds, shuffle=True, random_state=state)
     labels = np.zeros(count, dtype=np.int64) if rows.kind == "regression" else rows.targets.astype(np.int64)
+    if np.bincount(labels).max() < folds:
+        labels = np.zeros(count, dtype=np.int64)  # no class has a row for every fold: there is nothing to stratify
+    kind: Any = StratifiedGroupKFold if grouped else StratifiedKFold if labels.any() else KFold
+    splitter = kind(folds, shuffle=True, random_state=state)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a class with fewer rows than folds is one that some folds lack
         return [
