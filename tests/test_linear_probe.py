@@ -8,23 +8,23 @@ import torch
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from smoothtune.evaluation import linear_probe
-from smoothtune.evaluation.linear_probe import LENGTH, Rated, balanced, choose, fit, folds_of, score
+from smoothtune.evaluation.linear_probe import LENGTH, ProbeTargets, balanced, choose, fit, folds_of, score
 from smoothtune.nn.outputs import LinearOutput, TwoLayerOutput, set_linear
 from smoothtune.types import Kind
 
 FEATURES = 40
 
 
-def rows_of(kind: Kind, count: int, classes: int = 3, seed: int = 0) -> tuple[np.ndarray, Rated]:
+def rows_of(kind: Kind, count: int, classes: int = 3, seed: int = 0) -> tuple[np.ndarray, ProbeTargets]:
     """Features (count, F) that tell the target, with noise, and the rows."""
     draw = np.random.default_rng(seed)
     features = draw.normal(size=(count, FEATURES)).astype(np.float32)
     values = features @ draw.normal(size=(FEATURES, classes)) + draw.normal(size=(count, classes))
     if kind == "regression":
         targets = np.clip(2.5 + values[:, 0] / 4, 0, 5)
-        return features, Rated(kind, targets, 1, np.arange(count), None, 5.0)
+        return features, ProbeTargets(kind, targets, 1, np.arange(count), None, 5.0)
     targets = values.argmax(axis=1) if kind == "classification" else (values[:, 0] > 0).astype(np.float32)
-    return features, Rated(kind, targets, classes if kind == "classification" else 2, np.arange(count))
+    return features, ProbeTargets(kind, targets, classes if kind == "classification" else 2, np.arange(count))
 
 
 @pytest.mark.parametrize("count", [25, 120])  # fewer rows than features, and more
@@ -51,14 +51,14 @@ def test_a_fit_of_numbers_is_the_ridge_of_scikit_learn(count: int) -> None:
 
 def test_a_class_without_rows_is_never_the_answer_and_a_single_class_always() -> None:
     features, rows = rows_of("classification", 60, 3)
-    wider = Rated("classification", rows.targets, 5, rows.groups)
+    wider = ProbeTargets("classification", rows.targets, 5, rows.groups)
     logits = fit(features, wider, 1.0)(features)
     assert logits.shape == (60, 5)
     assert logits[:, 3:].max() < logits[:, :3].min() - 5
-    alone = Rated("classification", np.full(60, 2), 3, rows.groups)
+    alone = ProbeTargets("classification", np.full(60, 2), 3, rows.groups)
     assert (fit(features, alone, 1.0)(features).argmax(axis=1) == 2).all()
-    assert (fit(features, Rated("binary", np.ones(60), 2, rows.groups), 1.0)(features) > 3).all()
-    assert (fit(features, Rated("binary", np.zeros(60), 2, rows.groups), 1.0)(features) < -3).all()
+    assert (fit(features, ProbeTargets("binary", np.ones(60), 2, rows.groups), 1.0)(features) > 3).all()
+    assert (fit(features, ProbeTargets("binary", np.zeros(60), 2, rows.groups), 1.0)(features) < -3).all()
 
 
 def test_weights_of_classes_move_the_answers_towards_the_rare_class() -> None:
@@ -69,7 +69,7 @@ def test_weights_of_classes_move_the_answers_towards_the_rare_class() -> None:
     weights = balanced(part.targets, 2)
     assert weights @ np.bincount(part.targets.astype(int)) == pytest.approx(len(kept))
     plain = fit(features[kept], part, 0.1)(features)
-    heavy = fit(features[kept], Rated("binary", part.targets, 2, part.groups, weights), 0.1)(features)
+    heavy = fit(features[kept], ProbeTargets("binary", part.targets, 2, part.groups, weights), 0.1)(features)
     assert (heavy > 0).sum() > (plain > 0).sum()
 
 
@@ -91,7 +91,7 @@ def test_the_strength_is_one_that_held_out_rows_prefer() -> None:
 
 def test_rows_of_one_text_are_in_one_fold_and_every_row_is_held_out_once() -> None:
     _, rows = rows_of("classification", 30)
-    doubled = Rated("classification", np.tile(rows.targets, 2), 3, np.tile(np.arange(30), 2))
+    doubled = ProbeTargets("classification", np.tile(rows.targets, 2), 3, np.tile(np.arange(30), 2))
     folds = folds_of(doubled, seed=1)
     assert sorted(np.concatenate([test for _, test in folds])) == list(range(60))
     for train, test in folds:
@@ -107,10 +107,10 @@ def test_too_few_rows_for_folds_still_have_a_fit(count: int) -> None:
 
 
 def test_a_score_knows_losses_and_values() -> None:
-    about = Rated("classification", np.array([0, 1]), 2, np.arange(2))
+    about = ProbeTargets("classification", np.array([0, 1]), 2, np.arange(2))
     found = score(np.array([[0.0, 0.0], [0.0, np.log(3.0)]]), about)
     assert found.loss == pytest.approx((np.log(2) - np.log(0.75)) / 2)
-    numbers = Rated("regression", np.array([1.0, 3.0]), 1, np.arange(2), None, 4.0)
+    numbers = ProbeTargets("regression", np.array([1.0, 3.0]), 1, np.arange(2), None, 4.0)
     assert score(np.array([[1.0], [1.0]]), numbers).loss == pytest.approx((2 / 4) ** 2 / 2)
 
 
@@ -134,6 +134,6 @@ def test_an_output_answers_as_the_fit_to_1e_5(output: type, kind: Kind, classes:
 @pytest.mark.parametrize(("classes", "count"), [(25, 25), (15, 30), (30, 60)])
 def test_classes_of_a_row_or_two_each_are_cross_validated_too(classes: int, count: int) -> None:
     draw = np.random.default_rng(0)
-    about = Rated("classification", np.arange(count) % classes, classes, np.arange(count))
+    about = ProbeTargets("classification", np.arange(count) % classes, classes, np.arange(count))
     chosen = choose(draw.normal(size=(count, FEATURES)), about, seed=1)
     assert np.isfinite(chosen.score.loss)

@@ -38,8 +38,8 @@ _QUICK, _EXACT = {"tol": 1e-3, "max_iter": 300}, {"tol": 1e-6, "max_iter": 2000}
 
 
 @dataclass(frozen=True, slots=True)
-class Rated:
-    """What the rows to learn from are: `targets` (n,), `classes` of them, the class `weights` (classes,), `groups` (n,).
+class ProbeTargets:
+    """What a probe is to learn of its rows: `targets` (n,), `classes` of them, the class `weights` (classes,), `groups` (n,).
 
     Targets are class numbers, 0 or 1 for binary, label units for a regression. Rows of one group (equal texts) are in
     one fold. `span` is the width of a regression's range.
@@ -52,9 +52,9 @@ class Rated:
     weights: Floats | None = None
     span: float = 1.0
 
-    def part(self, rows: Rows) -> Rated:
+    def part(self, rows: Rows) -> ProbeTargets:
         """Some of the rows."""
-        return Rated(self.kind, self.targets[rows], self.classes, self.groups[rows], self.weights, self.span)
+        return ProbeTargets(self.kind, self.targets[rows], self.classes, self.groups[rows], self.weights, self.span)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,20 +91,20 @@ class ProbeChoice:
     score: ProbeScore
 
 
-def fit(features: Rows, rows: Rated, strength: float, *, seed: int = 0) -> LinearFit:
+def fit(features: Rows, rows: ProbeTargets, strength: float, *, seed: int = 0) -> LinearFit:
     """The probe of features (n, F) at a strength; of more than `MOST_FITTED` rows a sample, drawn by `seed`."""
-    chosen = _sample(len(features), MOST_FITTED, seed)
-    return _fit(np.asarray(features[chosen], dtype=np.float64), rows.part(chosen), strength, _EXACT)
+    sample = _sample(len(features), MOST_FITTED, seed)
+    return _fit(np.asarray(features[sample], dtype=np.float64), rows.part(sample), strength, _EXACT)
 
 
-def choose(features: Rows, rows: Rated, *, seed: int, strengths: Sequence[float] = STRENGTHS) -> ProbeChoice:
+def choose(features: Rows, rows: ProbeTargets, *, seed: int, strengths: Sequence[float] = STRENGTHS) -> ProbeChoice:
     """The strength for features (n, F), by cross-validation on at most `MOST_ROWS` rows.
 
     Of a regression it is that of the least loss. Of classes it is the largest whose loss is within one standard error of the
     least: with few rows the least loss shrinks too much for rare classes. Cost: folds x strengths fits.
     """
-    chosen = _sample(len(features), MOST_ROWS, seed)
-    part, some = rows.part(chosen), _rotated(np.asarray(features[chosen], dtype=np.float64))
+    sample = _sample(len(features), MOST_ROWS, seed)
+    part, some = rows.part(sample), _rotated(np.asarray(features[sample], dtype=np.float64))
     folds = list(folds_of(part, seed=seed))
     if not folds:
         return ProbeChoice(1.0, _unknown(part))
@@ -119,16 +119,18 @@ def choose(features: Rows, rows: Rated, *, seed: int, strengths: Sequence[float]
     return ProbeChoice(strengths[best], scores[best])
 
 
-def least_loss(features: Rows, rows: Rated, *, seed: int) -> float:
+def least_loss(features: Rows, rows: ProbeTargets, *, seed: int) -> float:
     """The least cross-validated loss of features (n, F) at a few strengths, to compare features by; nan for too few rows."""
-    chosen = _sample(len(features), MOST_ROWS, seed)
-    part, some = rows.part(chosen), _rotated(np.asarray(features[chosen], dtype=np.float64))
+    sample = _sample(len(features), MOST_ROWS, seed)
+    part, some = rows.part(sample), _rotated(np.asarray(features[sample], dtype=np.float64))
     folds = folds_of(part, seed=seed, folds=3)
     losses = [cross_validated(some, part, strength, folds).loss for strength in _COARSE] if folds else []
     return min(losses, default=np.nan)
 
 
-def cross_validated(features: Floats, rows: Rated, strength: float, folds: Sequence[tuple[Rows, Rows]]) -> ProbeScore:
+def cross_validated(
+    features: Floats, rows: ProbeTargets, strength: float, folds: Sequence[tuple[Rows, Rows]]
+) -> ProbeScore:
     """The score of every row by the fit of the folds that it is not in."""
     logits = np.zeros((len(features), _columns(rows)))
     for train, test in folds:
@@ -136,7 +138,7 @@ def cross_validated(features: Floats, rows: Rated, strength: float, folds: Seque
     return score(logits, rows)
 
 
-def score(logits: Floats, rows: Rated) -> ProbeScore:
+def score(logits: Floats, rows: ProbeTargets) -> ProbeScore:
     """The quality of logits or values (n, K) for rows (n,)."""
     if rows.kind == "regression":
         losses = np.square((logits[:, 0] - rows.targets) / rows.span)
@@ -150,7 +152,7 @@ def score(logits: Floats, rows: Rated) -> ProbeScore:
     return ProbeScore(float(losses.mean()), value, float(macro_f1(answers, truth)), losses, logits)
 
 
-def folds_of(rows: Rated, *, seed: int, folds: int = FOLDS) -> list[tuple[Rows, Rows]]:
+def folds_of(rows: ProbeTargets, *, seed: int, folds: int = FOLDS) -> list[tuple[Rows, Rows]]:
     """Rows to learn from and rows to judge by, `folds` times; stratified by class, groups whole. Empty for too few rows."""
     count = len(rows.targets)
     folds = min(folds, len(np.unique(rows.groups)))
@@ -170,12 +172,12 @@ def folds_of(rows: Rated, *, seed: int, folds: int = FOLDS) -> list[tuple[Rows, 
         ]
 
 
-def _fit(features: Floats, rows: Rated, strength: float, limits: Mapping[str, Any] = _QUICK) -> LinearFit:
+def _fit(features: Floats, rows: ProbeTargets, strength: float, limits: Mapping[str, Any] = _QUICK) -> LinearFit:
     with blas_threads(1):  # products this small take longer in several threads, the more so beside other work
         return _fitted(features, rows, strength, limits)
 
 
-def _fitted(features: Floats, rows: Rated, strength: float, limits: Mapping[str, Any]) -> LinearFit:
+def _fitted(features: Floats, rows: ProbeTargets, strength: float, limits: Mapping[str, Any]) -> LinearFit:
     size = float(np.sqrt(LENGTH / max(np.square(features).sum(axis=1).mean(), 1e-12)))
     x = _rotated(features) if features.shape[1] > len(features) else features
     if rows.kind == "regression":
@@ -188,7 +190,9 @@ def _fitted(features: Floats, rows: Rated, strength: float, limits: Mapping[str,
     return LinearFit(weight, bias)
 
 
-def _logistic(x: Floats, size: float, rows: Rated, strength: float, limits: Mapping[str, Any]) -> tuple[Floats, Floats]:
+def _logistic(
+    x: Floats, size: float, rows: ProbeTargets, strength: float, limits: Mapping[str, Any]
+) -> tuple[Floats, Floats]:
     """Weight (K, F) and bias (K,); classes without a row come last in every answer."""
     truth = rows.targets.astype(np.int64)
     present = np.unique(truth)
@@ -200,6 +204,7 @@ def _logistic(x: Floats, size: float, rows: Rated, strength: float, limits: Mapp
     share = None if rows.weights is None else rows.weights[truth]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # judged by its folds, like any other
+        warnings.simplefilter("ignore", UserWarning)  # many classes of few rows are no mistake here
         model = LogisticRegression(C=strength, **limits).fit(x * size, truth, sample_weight=share)
     weight, bias = np.asarray(model.coef_) * size, np.asarray(model.intercept_)
     if count == 1:
@@ -228,7 +233,7 @@ def _turned_back(weight: Floats, rotated: Floats, features: Floats) -> Floats:
     return np.asarray((weight[:, usable] @ basis.T) @ features)
 
 
-def _columns(rows: Rated) -> int:
+def _columns(rows: ProbeTargets) -> int:
     return rows.classes if rows.kind == "classification" else 1
 
 
@@ -238,7 +243,7 @@ def _sample(count: int, most: int, seed: int) -> Rows:
     return np.sort(numpy_stream(seed, "linear probe").choice(count, size=most, replace=False))
 
 
-def _unknown(rows: Rated) -> ProbeScore:
+def _unknown(rows: ProbeTargets) -> ProbeScore:
     """The score where there are too few rows to hold any out."""
     logits = np.zeros((len(rows.targets), _columns(rows)))
     return ProbeScore(np.nan, np.nan, np.nan, np.full(len(logits), np.nan), logits)

@@ -43,6 +43,11 @@ class StageScores(Protocol):
         """Main metric by task."""
         ...
 
+    @property
+    def loss(self) -> float:
+        """Mean loss over tasks, which decides between equal values of a stage that begins with a probe; else `nan`."""
+        ...
+
     def state_dict(self) -> dict[str, Any]:
         """Plain values, from which the evaluation that made them makes them again."""
         ...
@@ -85,7 +90,7 @@ class Rule:
     def start(self, scores: StageScores, model: MultiTaskModel) -> None:
         """Begin with the scores of `model` as those to beat."""
         self.set_floor(scores)
-        self.stopping.start(scores.value(self._metric))
+        self.stopping.start(scores.value(self._metric), scores.loss)
         self.best_step = 0
         for task, stopping in self.by_task.items():
             stopping.start(scores.main[task])
@@ -94,7 +99,7 @@ class Rule:
     def take(self, scores: StageScores) -> tuple[bool, tuple[str, ...]]:
         """Whether the stage's value improved, and the tasks that finished now."""
         held_back = bool(self.below_start(scores))
-        improved = self.stopping.improves(math.nan if held_back else scores.value(self._metric))
+        improved = self.stopping.improves(math.nan if held_back else scores.value(self._metric), scores.loss)
         better = {
             task: self.by_task[task].improves(scores.main[task]) for task in self._running if task in self.by_task
         }

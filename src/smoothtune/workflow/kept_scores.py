@@ -46,6 +46,7 @@ class ScoresState(BaseModel):
     dev: TaskScores
     train: TaskScores
     undefined: dict[str, str]
+    loss: float = math.nan
 
     @model_validator(mode="after")
     def _agree(self) -> Self:

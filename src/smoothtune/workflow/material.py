@@ -153,7 +153,9 @@ class Material:
             stage=stage,
             examples=train,
             facts={name: TaskFacts(len(part), tasks[name].loss_weight) for name, part in train.items()},
-            evaluate=EpochEvaluation(dev, train, tasks, seed=self.experiment.seed, dtype=dtype),
+            evaluate=EpochEvaluation(
+                dev, train, tasks, seed=self.experiment.seed, dtype=dtype, with_loss=stage.init == "probe"
+            ),
             seed=self.experiment.seed,
             dtype=dtype,
             accelerator=self._accelerator,

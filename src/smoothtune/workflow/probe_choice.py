@@ -16,13 +16,12 @@ from smoothtune.config.experiment import kind_of, trunk_name, trunk_options
 from smoothtune.config.trunks import MeanTrunk, SiameseTrunk, TrunkBase
 from smoothtune.data.batching import Examples
 from smoothtune.evaluation import linear_probe
-from smoothtune.evaluation.linear_probe import MOST_ROWS, ProbeChoice, Rated
+from smoothtune.evaluation.linear_probe import MOST_ROWS, ProbeChoice, ProbeTargets
 from smoothtune.evaluation.metrics import Floats, Rows
 from smoothtune.nn.trunks.trunk import Trunk
 from smoothtune.registry import resolve
-from smoothtune.types import Kind
 from smoothtune.workflow.frozen import StateKeeper
-from smoothtune.workflow.probe_fit import ProbeRows, statistics
+from smoothtune.workflow.probe_fit import statistics
 from smoothtune.workflow.recipe_inputs import RecipeInputs
 
 RARE = 0.2
@@ -59,30 +58,30 @@ class TrunkChoice:
 
 def choose_trunk(inputs: RecipeInputs, task: str) -> TrunkChoice:
     """The trunk of a task that names none, or the trunk that it names; and the class weights of its probe."""
-    given = inputs.experiment.tasks[task]
-    options = trunk_options(task, given, inputs.experiment.trunks)
+    shape = inputs.experiment.tasks[task]
+    options = trunk_options(task, shape, inputs.experiment.trunks)
     if options.needs == "states":
         return TrunkChoice(options, own=False, pooled=False)
     rows = inputs.probe_rows(task).sample(MOST_ROWS, inputs.experiment.seed)
     states = _pooled_states(inputs, rows.examples, options)
-    about = _rated(inputs, task, rows)
-    tried = [options] if given.trunk is not None else list(_candidates(options, inputs.encoder.depth))
+    about = inputs.probe_targets(task, rows)
+    candidates = [options] if shape.trunk is not None else list(_candidates(options, inputs.encoder.depth))
     best: tuple[TrunkBase, Rows] | None = None
     least = np.inf
-    for candidate in tried:
+    for candidate in candidates:
         features = _features(candidate, states, inputs.encoder.width, inputs.encoder.depth)
-        if len(tried) == 1:
+        if len(candidates) == 1:
             best = candidate, features
             break
         loss = linear_probe.least_loss(features, about, seed=inputs.experiment.seed)
         if best is None or loss < _CLEARLY * least:
             best, least = (candidate, features), loss
     assert best is not None
-    chosen, features = best
+    options, features = best
     probe = linear_probe.choose(features, about, seed=inputs.experiment.seed)
     weights, probe = _class_weights(inputs, task, features, about, probe)
-    own = given.trunk is None and trunk_name(task, given) == task
-    return TrunkChoice(chosen, own, True, features.shape[1], weights, probe)
+    own = shape.trunk is None and trunk_name(task, shape) == task
+    return TrunkChoice(options, own, True, features.shape[1], weights, probe)
 
 
 def _candidates(options: TrunkBase, depth: int) -> Iterator[TrunkBase]:
@@ -106,19 +105,19 @@ def _pooled_states(inputs: RecipeInputs, examples: Examples, options: TrunkBase)
     """The pooled states of all layers, (n, (L + 1) * D) for each text column, from the cache where they are there."""
     layers = tuple(range(inputs.encoder.depth + 1))
     keeper = StateKeeper(inputs.encoder, inputs.dtype, inputs.cache, "recipe", lambda event: None)
-    (given,) = keeper.give([{examples.task: examples}], {examples.task: (options.needs, layers)})
-    kept = given[examples.task]
-    if not kept.states:
-        kept = keeper.in_memory(examples, (options.needs, layers))
-    return [column.values[torch.from_numpy(column.places(examples.chosen))] for column in kept.states]
+    (split,) = keeper.give([{examples.task: examples}], {examples.task: (options.needs, layers)})
+    pooled = split[examples.task]
+    if not pooled.states:
+        pooled = keeper.in_memory(examples, (options.needs, layers))
+    return [column.values[torch.from_numpy(column.places(examples.chosen))] for column in pooled.states]
 
 
 def _features(options: TrunkBase, states: list[torch.Tensor], width: int, depth: int) -> Rows:
     """What a trunk of these options gives for pooled states, (n, F) float32."""
     trunk = resolve("trunks", kind_of(options))(options, width).eval()
     layers = (depth,) if options.reads is None else options.reads
-    chosen = [side.view(len(side), depth + 1, width)[:, list(layers)].flatten(1).unsqueeze(1) for side in states]
-    features = _given(trunk, chosen)
+    sides = [side.view(len(side), depth + 1, width)[:, list(layers)].flatten(1).unsqueeze(1) for side in states]
+    features = _trunk_features(trunk, sides)
     scaling = getattr(trunk, "scaling", None)
     if scaling is not None and scaling.kind == "standard":
         shift, scale = statistics([features], trunk)
@@ -127,22 +126,14 @@ def _features(options: TrunkBase, states: list[torch.Tensor], width: int, depth:
 
 
 @torch.inference_mode()
-def _given(trunk: Trunk, sides: list[torch.Tensor]) -> Rows:
+def _trunk_features(trunk: Trunk, sides: list[torch.Tensor]) -> Rows:
     mask = torch.ones(len(sides[0]), 1, dtype=torch.bool)
-    found = trunk(*(part for side in sides for part in (side, mask)))
-    return found.float().numpy()
-
-
-def _rated(inputs: RecipeInputs, task: str, rows: ProbeRows) -> Rated:
-    examples, given = rows.examples, inputs.experiment.tasks[task]
-    assert examples.labels is not None
-    kind: Kind = given.kind
-    span = 1.0 if given.kind != "regression" else given.range[1] - given.range[0]
-    return Rated(kind, examples.labels[examples.chosen], max(inputs.classes(task), 1), rows.groups, None, span)
+    features = trunk(*(part for side in sides for part in (side, mask)))
+    return features.float().numpy()
 
 
 def _class_weights(
-    inputs: RecipeInputs, task: str, features: Rows, about: Rated, probe: ProbeChoice
+    inputs: RecipeInputs, task: str, features: Rows, about: ProbeTargets, probe: ProbeChoice
 ) -> tuple[str | None, ProbeChoice]:
     """Balanced class weights where a class is rare and cross-validated macro-F1 gains more than accuracy loses."""
     if about.kind == "regression" or getattr(inputs.experiment.tasks[task], "class_weights", None) is not None:

@@ -15,7 +15,7 @@ from smoothtune.data.class_weights import class_weights_of
 from smoothtune.data.columns import gathered
 from smoothtune.data.task_data import TaskData
 from smoothtune.evaluation import linear_probe
-from smoothtune.evaluation.linear_probe import MOST_FITTED, LinearFit, ProbeChoice, Rated
+from smoothtune.evaluation.linear_probe import MOST_FITTED, LinearFit, ProbeChoice, ProbeTargets
 from smoothtune.evaluation.metrics import Floats, Rows
 from smoothtune.inference.answering import features_of
 from smoothtune.nn.model import MultiTaskModel
@@ -65,7 +65,7 @@ class FittedProbe:
     choice: ProbeChoice
 
 
-def rated(model: MultiTaskModel, rows: ProbeRows) -> Rated:
+def targets_of(model: MultiTaskModel, rows: ProbeRows) -> ProbeTargets:
     """The targets of a task's rows, as its output is to learn them."""
     examples = rows.examples
     node = model.tasks[examples.task]
@@ -76,7 +76,7 @@ def rated(model: MultiTaskModel, rows: ProbeRows) -> Rated:
         assert node.value_range is not None
         share = (targets - node.value_range[0]) / span
         targets, span = logit(np.clip(share, _MARGIN, 1 - _MARGIN)), float(2 * logit(1 - _MARGIN))
-    return Rated(node.kind, targets, node.classes, rows.groups, rows.weights, span)
+    return ProbeTargets(node.kind, targets, node.classes, rows.groups, rows.weights, span)
 
 
 def set_probes(
@@ -98,7 +98,7 @@ def set_probes(
             features.update({name: ((features[name] - shift) * scale).astype(np.float32) for name in names})
     probes: dict[str, FittedProbe] = {}
     for name, rows in sampled.items():
-        about = rated(model, rows)
+        about = targets_of(model, rows)
         choice = linear_probe.choose(features[name], about, seed=seed)
         fit = _of_first_process(linear_probe.fit(features[name], about, choice.strength, seed=seed))
         set_linear(model.outputs[name], _tensor(fit.weight, model), _tensor(fit.bias, model))

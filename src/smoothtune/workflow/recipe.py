@@ -66,9 +66,9 @@ def choose_recipe(inputs: RecipeInputs, listen: Callable[[Choosing], None]) -> R
     trial: Trial | None = None
     if pooled and all(inputs.rows(task, "dev") < FEW_DEV_ROWS for task in experiment.tasks):
         trial = run_trial(inputs, experiment, stage, lambda done, total: listen(Choosing("fine-tuning", done, total)))
-        stage = _decided(stage, trial, len(experiment.tasks))
-    chosen = experiment.model_copy(update={"recipe": "none", "stages": (stage,)})
-    return Recipe(chosen, _record(inputs, choices, stage, trial), tuple(_sentences(inputs, choices, stage, trial)))
+        stage = _stage_after_trial(stage, trial, len(experiment.tasks))
+    experiment = experiment.model_copy(update={"recipe": "none", "stages": (stage,)})
+    return Recipe(experiment, _record(inputs, choices, stage, trial), tuple(_sentences(inputs, choices, stage, trial)))
 
 
 def _with_trunks(experiment: Experiment, choices: Mapping[str, TrunkChoice]) -> Experiment:
@@ -122,7 +122,7 @@ def _rounded(rate: float) -> float:
     return float(f"{rate:.1e}")
 
 
-def _decided(stage: Stage, trial: Trial | None, tasks: int) -> Stage:
+def _stage_after_trial(stage: Stage, trial: Trial | None, tasks: int) -> Stage:
     """The stage after the trial: the probe alone, or fine-tuning to its end, or (several tasks) to its best state."""
     if trial is None or not trial.better:
         return Stage(name="probe", init="probe", train=("outputs",), stop=Stop(max_steps=0))

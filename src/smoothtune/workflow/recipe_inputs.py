@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from tokenizers import Tokenizer
@@ -14,6 +15,7 @@ from tokenizers import Tokenizer
 from smoothtune.config.experiment import Experiment, trunk_options
 from smoothtune.data.batching import Examples
 from smoothtune.data.task_data import TaskData, make_examples
+from smoothtune.evaluation.linear_probe import ProbeTargets
 from smoothtune.nn.encoder import Encoder
 from smoothtune.workflow.probe_fit import ProbeRows, probe_rows
 
@@ -49,6 +51,14 @@ class RecipeInputs:
         data = self.data[task]
         weighted = data if experiment is None else replace(data, task=experiment.tasks[task])
         return probe_rows(self._examples(data), weighted)
+
+    def probe_targets(self, task: str, rows: ProbeRows) -> ProbeTargets:
+        """What a probe is to learn of these rows, in label units and without class weights."""
+        examples, shape = rows.examples, self.experiment.tasks[task]
+        assert examples.labels is not None
+        span = shape.range[1] - shape.range[0] if shape.kind == "regression" else 1.0
+        targets = np.asarray(examples.labels[examples.chosen])
+        return ProbeTargets(shape.kind, targets, max(self.classes(task), 1), rows.groups, None, span)
 
     def _examples(self, data: TaskData) -> Examples:
         make = partial(make_examples, data, data.splits["train"], self.tokenizer, cache=self.cache)

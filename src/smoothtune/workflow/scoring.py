@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -15,6 +16,7 @@ from smoothtune.evaluation.metrics import METRICS, why_undefined
 from smoothtune.evaluation.scores import PointScores, TaskAnswers, point_scores
 from smoothtune.inference.answering import answer_examples, decide
 from smoothtune.nn.model import MultiTaskModel
+from smoothtune.objective.losses import example_losses
 from smoothtune.runtime.random import numpy_stream
 
 TRAIN_SAMPLE = 2000
@@ -46,11 +48,15 @@ def answers_from(
 
 @dataclass(frozen=True, slots=True)
 class EpochScores:
-    """Scores of one epoch on dev and on a fixed sample of the training rows; why scores on dev are `nan`, by `TASK.METRIC`."""
+    """Scores of one epoch on dev and on a fixed sample of the training rows; why scores on dev are `nan`, by `TASK.METRIC`.
+
+    `loss` is the mean over tasks of their mean losses on dev (of a regression over its squared span), `nan` where nobody asked.
+    """
 
     dev: PointScores
     train: PointScores
     undefined: dict[str, str]
+    loss: float = math.nan
 
     @property
     def score(self) -> float:
@@ -100,7 +106,9 @@ class EpochEvaluation:
         *,
         seed: int,
         dtype: torch.dtype,
+        with_loss: bool = False,
     ) -> None:
+        self._with_loss = with_loss
         self._dev = dev
         self._train = {name: sample(part, TRAIN_SAMPLE, seed) for name, part in train.items()}
         self._tasks = tasks
@@ -108,13 +116,25 @@ class EpochEvaluation:
 
     def __call__(self, model: MultiTaskModel) -> EpochScores:
         """The scores now."""
-        dev = answers_of(model, self._dev, self._tasks, dtype=self._dtype)
+        logits = logits_of(model, self._dev, dtype=self._dtype)
+        dev = answers_from(logits, self._dev, self._tasks)
         train = answers_of(model, self._train, self._tasks, dtype=self._dtype)
-        return EpochScores(point_scores(dev), point_scores(train), undefined(dev))
+        loss = self._mean_loss(model, logits) if self._with_loss else math.nan
+        return EpochScores(point_scores(dev), point_scores(train), undefined(dev), loss)
+
+    def _mean_loss(self, model: MultiTaskModel, logits: Mapping[str, np.ndarray]) -> float:
+        losses = []
+        for name, part in self._dev.items():
+            assert part.labels is not None
+            node, labels = model.tasks[name], torch.from_numpy(part.labels[part.chosen])
+            mean = example_losses(node.kind, torch.from_numpy(logits[name]), labels).mean().item()
+            losses.append(mean / node.span**2)
+        return float(np.mean(losses))
 
     def scores_of(self, state: Mapping[str, Any]) -> EpochScores:
         """Scores again from their `state_dict`."""
-        return EpochScores(PointScores(**state["dev"]), PointScores(**state["train"]), state["undefined"])
+        parts = PointScores(**state["dev"]), PointScores(**state["train"])
+        return EpochScores(*parts, state["undefined"], state.get("loss", math.nan))
 
 
 def sample(examples: Examples, most: int, seed: int) -> Examples:

@@ -5,6 +5,7 @@ Knows nothing of run folders; the model of the run is not touched.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass
@@ -17,7 +18,7 @@ from smoothtune.config.experiment import Experiment
 from smoothtune.config.stage import Stage
 from smoothtune.config.tasks import shape_of
 from smoothtune.evaluation import linear_probe
-from smoothtune.evaluation.linear_probe import ProbeScore, Rated, folds_of
+from smoothtune.evaluation.linear_probe import ProbeScore, ProbeTargets, folds_of
 from smoothtune.evaluation.metrics import FUNCTIONS, Floats, Rows
 from smoothtune.inference.answering import answer_examples, decide
 from smoothtune.nn.building import build_model
@@ -33,7 +34,7 @@ FEW_ROWS = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Compared:
+class Comparison:
     """A task's main metric and mean loss on held-out rows, of the probe and fine-tuned."""
 
     metric: str
@@ -53,7 +54,7 @@ class Compared:
 class Trial:
     """The comparison by task, over all rows of `folds` folds, and whether fine-tuning is `better`."""
 
-    tasks: dict[str, Compared]
+    tasks: dict[str, Comparison]
     folds: int
     better: bool
 
@@ -66,6 +67,7 @@ class _Silence:
     """Scores of a stage that nobody judges."""
 
     main: Mapping[str, float] = {}
+    loss = math.nan
 
     def value(self, metric: str) -> float:
         """The same for every state."""
@@ -96,9 +98,9 @@ def run_trial(
     """
     rows = {task: inputs.probe_rows(task, experiment) for task in experiment.tasks}
     count = 3 if min(len(part.examples) for part in rows.values()) < FEW_ROWS else 2
-    about = {task: _rated(inputs, experiment, task, part) for task, part in rows.items()}
+    about = {task: inputs.probe_targets(task, part) for task, part in rows.items()}
     folds = {task: folds_of(about[task], seed=experiment.seed, folds=count) for task in rows}
-    if any(len(found) < count for found in folds.values()):
+    if any(len(pairs) < count for pairs in folds.values()):
         return None
     answers = {task: (_space(about[task]), _space(about[task])) for task in rows}
     steps = round((stage.stop.max_steps or 0) * (count - 1) / count)  # as many passes as over all rows
@@ -133,12 +135,12 @@ def run_trial(
             if isinstance(event, StepReport):
                 listen(before + event.step, total)
         _answer(model, held, split, answers, 1, inputs.dtype)
-    tasks = {task: _compared(experiment, task, about[task], answers[task]) for task in rows}
-    gain = float(np.mean([compared.gain for compared in tasks.values()]))
+    tasks = {task: _comparison(experiment, task, about[task], answers[task]) for task in rows}
+    gain = float(np.mean([comparison.gain for comparison in tasks.values()]))
     return Trial(tasks, count, gain > 0 or (gain == 0 and _lower_loss(tasks)))
 
 
-def _lower_loss(tasks: Mapping[str, Compared]) -> bool:
+def _lower_loss(tasks: Mapping[str, Comparison]) -> bool:
     return sum(part.tuned_loss - part.probe_loss for part in tasks.values()) < 0
 
 
@@ -157,25 +159,17 @@ def _answer(
     dtype: torch.dtype,
 ) -> None:
     for task, part in held.items():
-        found = answer_examples(model, part.examples, dtype=dtype)
-        answers[task][which][split[task][1]] = found.reshape(len(found), -1)
+        logits = answer_examples(model, part.examples, dtype=dtype)
+        answers[task][which][split[task][1]] = logits.reshape(len(logits), -1)
 
 
-def _space(about: Rated) -> Floats:
+def _space(about: ProbeTargets) -> Floats:
     return np.zeros((len(about.targets), about.classes if about.kind == "classification" else 1))
 
 
-def _rated(inputs: RecipeInputs, experiment: Experiment, task: str, rows: ProbeRows) -> Rated:
-    examples, given = rows.examples, experiment.tasks[task]
-    assert examples.labels is not None
-    span = given.range[1] - given.range[0] if given.kind == "regression" else 1.0
-    targets = np.asarray(examples.labels[examples.chosen])
-    return Rated(given.kind, targets, max(inputs.classes(task), 1), rows.groups, None, span)
-
-
-def _compared(experiment: Experiment, task: str, about: Rated, answers: tuple[Rows, Rows]) -> Compared:
-    given = experiment.tasks[task]
-    scores: list[ProbeScore] = [linear_probe.score(found, about) for found in answers]
-    decided = [decide(given.kind, found if given.kind == "classification" else found[:, 0]) for found in answers]
-    probe, tuned = (float(FUNCTIONS[given.metric](part, about.targets)) for part in decided)
-    return Compared(given.metric, probe, tuned, scores[0].loss, scores[1].loss)
+def _comparison(experiment: Experiment, task: str, about: ProbeTargets, answers: tuple[Rows, Rows]) -> Comparison:
+    kind, metric = experiment.tasks[task].kind, experiment.tasks[task].metric
+    scores: list[ProbeScore] = [linear_probe.score(logits, about) for logits in answers]
+    predictions = [decide(kind, logits if kind == "classification" else logits[:, 0]) for logits in answers]
+    probe, tuned = (float(FUNCTIONS[metric](part, about.targets)) for part in predictions)
+    return Comparison(metric, probe, tuned, scores[0].loss, scores[1].loss)
