@@ -459,7 +459,7 @@ def test_a_stage_ends_by_patience_and_goes_back_to_its_best(make: Any) -> None:
     events = list(prepared.run(evaluate=teller).events())
     assert [epoch.best for epoch in epochs(events)] == [True, True, False, False]
     why = "no improvement of more than 0.05 in 2 epochs"
-    assert events[-1] == StageEnd("together", why, "score", 0.6, before=None, after=Told(0.6))
+    assert events[-1] == StageEnd("together", why, "score", 0.6, before=None, after=Told(0.6), best_step=10)
     assert not changed(prepared.model, teller.states[1])
     assert changed(prepared.model, teller.states[3])
 

@@ -31,6 +31,9 @@ FOLDS = 5
 MOST_ROWS = 1000
 """Rows that cross-validation takes; the fit itself takes `MOST_FITTED`."""
 MOST_FITTED = 10_000
+FEW_ROWS = 60
+"""Below so many rows a single row decides a comparison; what is compared must then differ by more than chance."""
+_CLEARLY = 0.98
 FLOOR = 1e-4
 """The least probability that a held-out label counts with, so that one sure mistake is not all that a log loss sees."""
 _UNSEEN = 10.0  # how far below the other classes a class without a training row stands, in logits
@@ -119,13 +122,22 @@ def choose(features: Rows, rows: ProbeTargets, *, seed: int, strengths: Sequence
     return ProbeChoice(strengths[best], scores[best])
 
 
-def least_loss(features: Rows, rows: ProbeTargets, *, seed: int) -> float:
-    """The least cross-validated loss of features (n, F) at a few strengths, to compare features by; nan for too few rows."""
+def best_score(features: Rows, rows: ProbeTargets, *, seed: int) -> ProbeScore:
+    """The cross-validated score of features (n, F) at the best of a few strengths, to compare features by."""
     sample = _sample(len(features), MOST_ROWS, seed)
     part, some = rows.part(sample), _rotated(np.asarray(features[sample], dtype=np.float64))
     folds = folds_of(part, seed=seed, folds=3)
-    losses = [cross_validated(some, part, strength, folds).loss for strength in _COARSE] if folds else []
-    return min(losses, default=np.nan)
+    if not folds:
+        return _unknown(part)
+    return min((cross_validated(some, part, strength, folds) for strength in _COARSE), key=lambda tried: tried.loss)
+
+
+def clearly_better(score: ProbeScore, other: ProbeScore) -> bool:
+    """Whether the loss is lower than the other's by 2 %; of fewer than `FEW_ROWS` rows, by its standard error."""
+    difference = other.losses - score.losses
+    if len(difference) < FEW_ROWS:
+        return bool(difference.mean() > difference.std() / np.sqrt(len(difference)))
+    return score.loss < _CLEARLY * other.loss
 
 
 def cross_validated(

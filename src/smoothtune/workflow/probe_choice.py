@@ -16,7 +16,7 @@ from smoothtune.config.experiment import kind_of, trunk_name, trunk_options
 from smoothtune.config.trunks import MeanTrunk, SiameseTrunk, TrunkBase
 from smoothtune.data.batching import Examples
 from smoothtune.evaluation import linear_probe
-from smoothtune.evaluation.linear_probe import MOST_ROWS, ProbeChoice, ProbeTargets
+from smoothtune.evaluation.linear_probe import MOST_ROWS, ProbeChoice, ProbeScore, ProbeTargets
 from smoothtune.evaluation.metrics import Floats, Rows
 from smoothtune.nn.trunks.trunk import Trunk
 from smoothtune.registry import resolve
@@ -26,10 +26,6 @@ from smoothtune.workflow.recipe_inputs import RecipeInputs
 
 RARE = 0.2
 """Class weights are tried where the rarest class has less than this share of an even share."""
-
-
-_CLEARLY = 0.98
-"""A later candidate takes the place of an earlier, plainer one where its loss is below this share of that one's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,15 +63,15 @@ def choose_trunk(inputs: RecipeInputs, task: str) -> TrunkChoice:
     about = inputs.probe_targets(task, rows)
     candidates = [options] if shape.trunk is not None else list(_candidates(options, inputs.encoder.depth))
     best: tuple[TrunkBase, Rows] | None = None
-    least = np.inf
+    score: ProbeScore | None = None
     for candidate in candidates:
         features = _features(candidate, states, inputs.encoder.width, inputs.encoder.depth)
         if len(candidates) == 1:
             best = candidate, features
             break
-        loss = linear_probe.least_loss(features, about, seed=inputs.experiment.seed)
-        if best is None or loss < _CLEARLY * least:
-            best, least = (candidate, features), loss
+        other = linear_probe.best_score(features, about, seed=inputs.experiment.seed)
+        if score is None or linear_probe.clearly_better(other, score):
+            best, score = (candidate, features), other
     assert best is not None
     options, features = best
     probe = linear_probe.choose(features, about, seed=inputs.experiment.seed)

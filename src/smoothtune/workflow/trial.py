@@ -136,12 +136,15 @@ def run_trial(
                 listen(before + event.step, total)
         _answer(model, held, split, answers, 1, inputs.dtype)
     tasks = {task: _comparison(experiment, task, about[task], answers[task]) for task in rows}
+    few = min(len(part.examples) for part in rows.values()) < linear_probe.FEW_ROWS
+    return Trial(tasks, count, _better(tasks, few=few))
+
+
+def _better(tasks: Mapping[str, Comparison], *, few: bool) -> bool:
+    """Whether fine-tuning is better: by the metric, by the loss where that is equal, and by both where rows are `few`."""
     gain = float(np.mean([comparison.gain for comparison in tasks.values()]))
-    return Trial(tasks, count, gain > 0 or (gain == 0 and _lower_loss(tasks)))
-
-
-def _lower_loss(tasks: Mapping[str, Comparison]) -> bool:
-    return sum(part.tuned_loss - part.probe_loss for part in tasks.values()) < 0
+    lower = sum(part.tuned_loss - part.probe_loss for part in tasks.values()) < 0
+    return (gain > 0 and lower) if few else (gain > 0 or (gain == 0 and lower))
 
 
 def _model(inputs: RecipeInputs, experiment: Experiment) -> MultiTaskModel:
