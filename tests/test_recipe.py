@@ -20,6 +20,7 @@ from smoothtune.errors import ConfigurationError, UsageError
 from smoothtune.inference.answering import answer_examples, features_of
 from smoothtune.nn.trunks.siamese import SiameseTrunk
 from smoothtune.training.stage_events import StageEnd, StageEpoch
+from smoothtune.workflow import trial
 from smoothtune.workflow.evaluate import evaluate_run
 from smoothtune.workflow.probe_fit import ProbeRows, set_probes
 from smoothtune.workflow.recipe import Choosing, RecipeChosen
@@ -251,8 +252,9 @@ def test_a_run_that_began_with_a_probe_resumes_to_the_same_bits(
 
 
 def test_the_same_experiment_resumes_what_the_recipe_chose(
-    tiny_encoder: Path, small_data: Path, tmp_path: Path
+    tiny_encoder: Path, small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(trial, "_better", lambda tasks, few: True)
     wanted = open_table(tiny_encoder, "mood", "near")
     wanted["runtime"] = {"threads": 1, "checkpoint_every": 1}
     whole, cut = tmp_path / "whole", tmp_path / "cut"
