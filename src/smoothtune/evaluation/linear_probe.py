@@ -103,8 +103,8 @@ def fit(features: Rows, rows: ProbeTargets, strength: float, *, seed: int = 0) -
 def choose(features: Rows, rows: ProbeTargets, *, seed: int, strengths: Sequence[float] = STRENGTHS) -> ProbeChoice:
     """The strength for features (n, F), by cross-validation on at most `MOST_ROWS` rows.
 
-    Of a regression it is that of the least loss. Of classes it is the largest whose loss is within one standard error of the
-    least: with few rows the least loss shrinks too much for rare classes. Cost: folds x strengths fits.
+    It is that of the least loss. Of classes, from `FEW_ROWS` rows on, it is the largest whose loss is within one standard
+    error of the least, which shrinks too much for rare classes. Cost: folds x strengths fits.
     """
     sample = _sample(len(features), MOST_ROWS, seed)
     part, some = rows.part(sample), _rotated(np.asarray(features[sample], dtype=np.float64))
@@ -113,8 +113,8 @@ def choose(features: Rows, rows: ProbeTargets, *, seed: int, strengths: Sequence
         return ProbeChoice(1.0, _unknown(part))
     scores = [cross_validated(some, part, strength, folds) for strength in strengths]
     best = min(range(len(scores)), key=lambda number: scores[number].loss)
-    larger = range(0) if rows.kind == "regression" else range(len(scores) - 1, best, -1)
-    for number in larger:
+    rule = rows.kind != "regression" and len(part.targets) >= FEW_ROWS
+    for number in range(len(scores) - 1, best, -1) if rule else ():
         difference = scores[number].losses - scores[best].losses
         if difference.mean() <= difference.std() / np.sqrt(len(difference)):
             best = number
