@@ -100,4 +100,13 @@ def _show(train: Callable[[Watcher], Run], *, per_class: bool) -> None:
         return
     assert run.evaluation is not None
     print_evaluation(run.evaluation, "dev", per_class=per_class)
-    out().print(f"model: {run.folder / 'model'}")
+    out().print(f"model: {run.folder / 'model'}{_origin(run)}", soft_wrap=True)
+
+
+def _origin(run: Run) -> str:
+    """Which of its two models a recipe ended with; nothing where there was no recipe."""
+    from smoothtune.nn.folder import read_json
+    from smoothtune.workflow.run import STATE
+
+    origins = {"probe": " (the linear probe)", "fine-tuned": " (fine-tuned from the linear probe)"}
+    return origins.get(read_json(run.folder / STATE).get("recipe", {}).get("model"), "")
