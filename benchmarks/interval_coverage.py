@@ -1,12 +1,13 @@
 """How often 95 % intervals of scores hold the true value, by simulation: results/coverage.json, a table of docs/intervals.md.
 
-Run: python benchmarks/interval_coverage.py [--sets 1000]. A cell is a metric, a population, a number of rows and a window of
-true values: `TRUTHS` values spread evenly over the window, `--sets` data sets of each.
+Run: python benchmarks/interval_coverage.py [--sets 1000] [--metrics accuracy ...]. A cell is a metric, a population, a number
+of rows and a window of true values: `TRUTHS` values spread evenly over the window, `--sets` data sets of each.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from environments import HERE
-from harness import progress, save, settings_of
+from harness import RESULTS, progress, save, settings_of
 from smoothtune.evaluation.intervals import Estimate, mean_estimate, metric_estimate
 from smoothtune.evaluation.per_class import class_scores
 from tables import table, where
@@ -155,17 +156,28 @@ def main() -> None:
     """Simulate, save and fill the page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--sets", type=int, default=1000, help="data sets of each true value")
+    names = tuple(dict.fromkeys(simulation.metric for simulation in SIMULATIONS))
+    parser.add_argument(
+        "--metrics", nargs="+", choices=names, default=names, help="these alone; others stay as they are"
+    )
     options = parser.parse_args()
+    path = RESULTS / "coverage.json"
+    before = json.loads(path.read_text())["cells"] if path.exists() else []
+    earlier = {(cell["metric"], cell["population"], *cell["window"], cell["rows"]): cell for cell in before}
     cells = []
     for simulation in SIMULATIONS:
         for window in simulation.windows:
             for rows in simulation.rows:
+                name = (simulation.metric, simulation.population, *window, rows)
+                if simulation.metric not in options.metrics and name in earlier:
+                    cells.append(earlier[name])
+                    continue
                 result = coverage(simulation, rows, window, options.sets)
                 cells.append(
                     {"metric": simulation.metric, "population": simulation.population, "window": window, "rows": rows}
                     | asdict(result)
                 )
-                progress(f"{simulation.metric}, {simulation.population}, {window}, {rows} rows: {result}")
+                progress(f"{', '.join(map(str, name))}: {result}")
     measured = settings_of(sets=options.sets, cells=cells)
     save("coverage", measured)
     write_page(measured)
