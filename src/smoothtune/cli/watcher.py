@@ -38,6 +38,7 @@ class Watcher:
         self._said = 0.0
         self._drawn = 0.0
         self._explained: set[str] = set()
+        self._value = "best"  # which state a stage leaves: its best, or its last
         self._partial = False  # whether the stage has fewer tasks than the experiment
 
     def close(self) -> None:
@@ -92,7 +93,7 @@ class Watcher:
             if metric in ("score", "plain_mean"):
                 metric = self._of_tasks(metric, event.after)
             self._console.print(
-                f"stage {event.stage} ended: {event.reason}; best {metric} {event.best:.4f}", soft_wrap=True
+                f"stage {event.stage} ended: {event.reason}; {self._value} {metric} {event.best:.4f}", soft_wrap=True
             )
             self._console.print(f"  {change_text(event, self._of_tasks('score', event.after))}", soft_wrap=True)
         elif isinstance(event, Interrupting):
@@ -116,6 +117,7 @@ class Watcher:
         for line in changed_tasks(event.others):
             self._console.print(f"  {line}", soft_wrap=True)
         self._partial = bool(event.others)
+        self._value = "last" if event.keeps_last else "best"
         self._losses, self._said, self._drawn = {}, 0.0, 0.0
         self._progress.start()
         self._bar = self._progress.add_task(

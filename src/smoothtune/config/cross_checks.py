@@ -89,9 +89,13 @@ def _adaptation_problems(experiment: Experiment) -> Iterator[Problem]:
     parts: tuple[Literal["lora", "adapters"], ...] = ("lora", "adapters")
     for part in parts:
         if part in experiment.model_fields_set and not experiment.adapts(part):
-            yield Problem(
-                part, f'is read only by stages that train it, and none does; add "{part}" to a stage\'s `train`'
-            )
+            yield Problem(part, f"is read only by stages that train it, and {_none_does(experiment, part)}")
+
+
+def _none_does(experiment: Experiment, part: str) -> str:
+    if experiment.recipe == "auto":
+        return f'the recipe trains none; write [[stages]] with "{part}" in `train`'
+    return f'none does; add "{part}" to a stage\'s `train`'
 
 
 def _order_problems(path: str, stage: Stage, earlier: list[str]) -> Iterator[Problem]:
@@ -144,6 +148,14 @@ def _init_problems(experiment: Experiment, stage: Stage, path: str) -> Iterator[
     if stage.init is not None and lacking:
         what = f'"probe" sets the outputs, and those of {", ".join(lacking)} do not train; add "outputs" to `train`'
         yield Problem(f"{path}.init", what)
+    for task in experiment.stage_tasks(stage) if stage.init is not None else ():
+        shape = experiment.tasks.get(task)
+        if shape is None or (shape.trunk is not None and shape.trunk not in experiment.trunks):
+            continue
+        options = trunk_options(task, shape, experiment.trunks)
+        if not options.steady:
+            what = f"{kind_of(options)!r} of task {task} has batch norms, whose features change once it trains; leave `init` out"
+            yield Problem(f"{path}.init", f"a probe cannot begin the stage: the trunk {what}")
 
 
 def _rate_problems(stage: Stage, path: str) -> Iterator[Problem]:

@@ -72,8 +72,12 @@ def load(
     the working folder, and absolute in the result. Raises `ConfigurationError` with every problem found.
     """
     table, headline, home = _read(source)
+    overrides = tuple(overrides)
+    left_open = "stages" not in table and "recipe" not in table
     for override in overrides:
         _override(table, override)
+    if left_open and "recipe" not in table:
+        _refuse_stages(overrides)
     if seed is not None:
         table["seed"] = seed
     packaged = home is not None and home.is_relative_to(PACKAGED)
@@ -180,6 +184,16 @@ def _override(table: dict[str, Any], override: str) -> None:
     if keys[-1] == "preset" and isinstance(node, dict):
         _refuse_idle_preset(node, override, ".".join(keys[:-1]))
     _assign(node, keys[-1], _value(text), override, ".".join(keys[:-1]))
+
+
+def _refuse_stages(overrides: Iterable[str]) -> None:
+    """A file without stages leaves them to the recipe, and a single key of one would put a plain stage in its place."""
+    for override in overrides:
+        if override.strip().startswith("stages."):
+            raise UsageError(
+                f"--set {override}: this file has no [[stages]], the recipe chooses them; add --set recipe=none for one plain "
+                "stage, or write [[stages]]"
+            )
 
 
 def _refuse_idle_preset(node: dict[str, Any], override: str, at: str) -> None:

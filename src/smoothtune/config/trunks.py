@@ -29,6 +29,8 @@ class TrunkBase(Options):
 
     input: ClassVar[Input]
     output: ClassVar[Literal["linear", "two_layer"]] = "linear"
+    steady: ClassVar[bool] = True
+    """Whether its features are those of training mode without dropout: not with batch norms before any training."""
 
     @property
     def needs(self) -> Needs:
@@ -156,6 +158,7 @@ class PwimDcnnTrunk(TrunkBase):
 
     input: ClassVar[Input] = "separate"
     output: ClassVar[Literal["linear", "two_layer"]] = "two_layer"
+    steady: ClassVar[bool] = False
     kind: Literal["pwim_dcnn"] = "pwim_dcnn"
     depth: int = Field(5, ge=2, le=12, description="convolutional layers")
     dropout: float = Field(0.5, ge=0, lt=1)
@@ -166,6 +169,7 @@ class PwimResnetTrunk(TrunkBase):
 
     input: ClassVar[Input] = "separate"
     output: ClassVar[Literal["linear", "two_layer"]] = "two_layer"
+    steady: ClassVar[bool] = False
     kind: Literal["pwim_resnet"] = "pwim_resnet"
     depth: int = Field(5, ge=1, le=12, description="residual blocks")
     dropout: float = Field(0.5, ge=0, lt=1)

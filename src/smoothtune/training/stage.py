@@ -174,6 +174,7 @@ class StageRun:
             everything,
             _name_of(self.dtype),
             live.at.step,
+            self.stage.stop.keep == "last",
             passed_through(self.model, live.chosen, tuple(self.examples)),
         )
 
@@ -184,7 +185,7 @@ class StageRun:
             live.before = live.after = self.evaluate(self.model)
             live.rule.start(live.before, self.model)
             entry = EpochReport(self.stage.name, -1, 0, 0.0, {}, {}, live.before, 0)
-            yield StageEpoch(entry, True, (), live.parts.module.weighting.factors(), records)
+            yield StageEpoch(entry, self.stage.stop.keep == "best", (), live.parts.module.weighting.factors(), records)
         yield from live.notices.new(records)  # before hours are spent on a term that does nothing
 
     def _judge(self, live: Live, report: EpochReport) -> Iterator[StageEvent]:
@@ -205,7 +206,8 @@ class StageRun:
             live.after = report.dev
         yield from live.notices.new(records)
         below = rule.below_start(report.dev)
-        yield StageEpoch(report, improved, finished, parts.module.weighting.factors(), records, below)
+        best = improved and self.stage.stop.keep == "best"
+        yield StageEpoch(report, best, finished, parts.module.weighting.factors(), records, below)
 
     def _choose(self) -> dict[str, torch.nn.Parameter]:
         chosen = chosen_parameters(self.model, self.stage, tuple(self.examples))

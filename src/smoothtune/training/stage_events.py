@@ -15,8 +15,9 @@ class StageBegin:
     """Before the first step: what trains, and its share of all parameters.
 
     `trains` counts the parameters that train by part: `encoder` or its layers, `trunks.NAME`, `outputs.TASK`,
-    `lora.TASK`, `adapters.TASK`. `done` are the steps made before, where the stage goes on. `others` are the tasks of the
-    model that are not in the stage, each with what it goes through and the stage trains: the encoder, its trunk.
+    `lora.TASK`, `adapters.TASK`. `done` are the steps made before, where the stage goes on. With `keeps_last` the stage
+    leaves its last state, not the best. `others` are the tasks of the model that are not in the stage, each with what it
+    goes through and the stage trains: the encoder, its trunk.
     """
 
     stage: str
@@ -26,6 +27,7 @@ class StageBegin:
     parameters: int
     dtype: str
     done: int = 0
+    keeps_last: bool = False
     others: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property

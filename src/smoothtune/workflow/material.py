@@ -92,7 +92,7 @@ class Material:
         """Take the experiment that the recipe makes of this one; the first process decides."""
         inputs = RecipeInputs(
             self.experiment, self.data, self._tokenizer, self.staged.encoder, self.device, self.dtype, self._accelerator,
-            self._cache,
+            self._cache, self._together.world,
         )  # fmt: skip
         with self._together.agreeing(), computing_with(ALONE):
             if self._together.is_main:

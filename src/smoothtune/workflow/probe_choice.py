@@ -101,8 +101,10 @@ def _pooled_states(inputs: RecipeInputs, examples: Examples, options: TrunkBase)
     """The pooled states of all layers, (n, (L + 1) * D) for each text column, from the cache where they are there."""
     layers = tuple(range(inputs.encoder.depth + 1))
     keeper = StateKeeper(inputs.encoder, inputs.dtype, inputs.cache, "recipe", lambda event: None)
-    (split,) = keeper.give([{examples.task: examples}], {examples.task: (options.needs, layers)})
-    pooled = split[examples.task]
+    pooled = examples
+    if inputs.experiment.runtime.frozen_states == "auto":
+        (split,) = keeper.give([{examples.task: examples}], {examples.task: (options.needs, layers)})
+        pooled = split[examples.task]
     if not pooled.states:
         pooled = keeper.in_memory(examples, (options.needs, layers))
     return [column.values[torch.from_numpy(column.places(examples.chosen))] for column in pooled.states]

@@ -11,9 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from smoothtune.config.experiment import Experiment
+from smoothtune.config.experiment import Experiment, kind_of
 from smoothtune.config.stage import Rates, Stage, Stop
-from smoothtune.config.trunks import TrunkBase
 from smoothtune.workflow.probe_choice import TrunkChoice, choose_trunk
 from smoothtune.workflow.recipe_inputs import RecipeInputs
 from smoothtune.workflow.trial import Trial, run_trial
@@ -90,10 +89,11 @@ def _stage(inputs: RecipeInputs, experiment: Experiment, choices: Mapping[str, T
     """Fine-tuning by the sizes of the tasks; with trunks of inner layers, a plain stage that begins with what probes can set."""
     several = len(choices) > 1
     if not all(choice.pooled for choice in choices.values()):
-        return Stage(name="fine-tuning", init="probe")
+        steady = all(choice.options.steady for choice in choices.values())
+        return Stage(name="fine-tuning", init="probe" if steady else None)
     rows = {task: inputs.rows(task, "train") for task in choices}
     largest = max(rows.values())
-    batch = 16 if largest < 600 else 32
+    batch = 16 if largest < 600 else 32  # of all processes together
     steps = sum(_steps(count, batch) for count in rows.values())
     widest = max(choice.features for choice in choices.values())
     passes = sum(-(-count // batch) for count in rows.values())
@@ -103,7 +103,7 @@ def _stage(inputs: RecipeInputs, experiment: Experiment, choices: Mapping[str, T
         init="probe",
         schedule="temperature" if uneven else "proportional",
         schedule_options={"kind": "temperature", "alpha": 0.5} if uneven else {"kind": "proportional"},
-        batch_size=batch,
+        batch_size=max(batch // inputs.processes, 1),
         learning_rate=Rates(
             encoder=1e-4 if largest < 2000 else 5e-5, outputs=_rounded(min(_LARGEST_STEP / widest, 1e-2))
         ),
@@ -157,14 +157,15 @@ def _sentences(
     inputs: RecipeInputs, choices: Mapping[str, TrunkChoice], stage: Stage, trial: Trial | None
 ) -> list[str]:
     lines = [
-        f"{name}: {inputs.rows(name, 'train'):,} rows{_classes(inputs.classes(name))}; linear probe on {_of(choice.options)}"
+        f"{name}: {inputs.rows(name, 'train'):,} rows{_classes(inputs.classes(name))}; {_of(choice)}"
         f"{', balanced class weights' if choice.class_weights == 'balanced' else ''}"
         for name, choice in choices.items()
     ]
+    if stage.stop.max_steps == 0 and trial is None:
+        return [*lines, "too few rows for cross-validation: the probe is the model"]
     if trial is None:
-        where = "dev" if all(choice.pooled for choice in choices.values()) else "dev (trunks with inner layers train)"
         steps = f"at most {stage.stop.max_steps:,} steps" if stage.stop.max_steps else f"{stage.stop.max_epochs} epochs"
-        return [*lines, f"fine-tuning follows, {steps}; the better state on {where} is kept"]
+        return [*lines, f"fine-tuning follows, {steps}; the best state on dev is kept"]
     parts = ", ".join(
         f"{name} {compared.metric} {compared.probe:.3f} -> {compared.tuned:.3f}"
         for name, compared in trial.tasks.items()
@@ -177,7 +178,10 @@ def _classes(count: int) -> str:
     return f" of {count:,} classes" if count else ""
 
 
-def _of(options: TrunkBase) -> str:
-    layers = options.reads
+def _of(choice: TrunkChoice) -> str:
+    options = choice.options
+    if not choice.pooled:
+        return f"trunk {kind_of(options)}, which trains"
+    layers, scaling = options.reads, getattr(options, "scaling", "none")
     of = "the last layer" if layers is None else f"layers {', '.join(map(str, layers))}"
-    return f"{of} ({getattr(options, 'scaling', 'none')} scaling)"
+    return f"linear probe on {of}{'' if scaling == 'none' else f' ({scaling} scaling)'}"

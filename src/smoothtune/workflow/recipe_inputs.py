@@ -22,7 +22,7 @@ from smoothtune.workflow.probe_fit import ProbeRows, probe_rows
 
 @dataclass(frozen=True, slots=True)
 class RecipeInputs:
-    """The data are read; the encoder is the checkpoint's, in `dtype` on `device`."""
+    """The data are read; the encoder is the checkpoint's, in `dtype` on `device`; so many `processes` will train."""
 
     experiment: Experiment
     data: Mapping[str, TaskData]
@@ -32,6 +32,7 @@ class RecipeInputs:
     dtype: torch.dtype
     accelerator: Accelerator
     cache: Path
+    processes: int = 1
 
     def rows(self, task: str, split: str) -> int:
         """Rows of a split."""

@@ -59,35 +59,41 @@ class Run:
 def new_run_folder(run_dir: str | Path | None, name: str, *, empty: bool = False) -> Path:
     """Create the folder of a new run, by default `runs/NAME-DATE`. Raises `UsageError` when it exists.
 
-    With `empty` one that holds no more than a lock, and what was being written, is taken: a process was ended before it had
-    written anything.
+    With `empty` one that holds no more than a lock, and what comes before `experiment.toml`, is taken: a process was ended
+    before the run began.
     """
+    if run_dir is not None:
+        check_free(Path(run_dir), empty=empty)
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     folder = Path("runs") / f"{name.replace('/', '-').strip('.')}-{stamp}" if run_dir is None else Path(run_dir)
     try:
         folder.mkdir(parents=True)
     except FileExistsError:
-        if empty and folder.is_dir() and all(_before_all(path.name) for path in folder.iterdir()):
-            return folder
-        if empty:
-            raise UsageError(
-                f"{folder}: is there and is not a run folder (it has no {EXPERIMENT}); give another --run-dir"
-            ) from None
-        raise already_there(folder) from None
+        if run_dir is None or not empty:
+            raise _already_there(folder) from None
     except OSError as error:
         raise WriteError(f"{folder}: cannot be created: {error.strerror}") from None
     return folder
 
 
-def already_there(folder: Path) -> UsageError:
-    """The error of a run whose folder is taken."""
+def check_free(folder: Path, *, empty: bool) -> None:
+    """Raise `UsageError` where a new run cannot have the folder; see `new_run_folder`."""
+    if not (folder.exists() or folder.is_symlink()):
+        return
+    if not empty:
+        raise _already_there(folder)
+    if not folder.is_dir() or not all(_before_all(path.name) for path in folder.iterdir()):
+        raise UsageError(f"{folder}: is there and is not a run folder (it has no {EXPERIMENT}); give another --run-dir")
+
+
+def _already_there(folder: Path) -> UsageError:
     return UsageError(
         f"{folder}: exists already; a run never overwrites one: give another --run-dir, or --resume to go on with it"
     )
 
 
 def _before_all(name: str) -> bool:
-    return name == LOCK or (name.startswith(".") and name.endswith(".part"))
+    return name in (LOCK, CHECK, RECIPE) or (name.startswith(".") and name.endswith(".part"))
 
 
 def finished_run(folder: Path, experiment: Experiment) -> Run | None:

@@ -19,7 +19,7 @@ from smoothtune.workflow.paths import absolute, moved
 from smoothtune.workflow.run import (
     EXPERIMENT,
     Run,
-    already_there,
+    check_free,
     check_own,
     finished_run,
     new_run_folder,
@@ -69,8 +69,8 @@ def train(
         if processes.any(goes_on)[0]:
             return _go_on(Path(str(run_dir)), wanted, allowed, listen, processes)
         with processes.agreeing():
-            if processes.is_main and run_dir is not None and Path(run_dir).exists() and not resume:
-                raise already_there(Path(run_dir))
+            if processes.is_main and run_dir is not None:
+                check_free(Path(run_dir), empty=resume)
         material = Material(wanted, listen=listen if processes.is_main else _nobody)
         folder = Path()
         with processes.agreeing():

@@ -131,10 +131,10 @@ class TrainingRun:
             self._clear()
             first = self.experiment.stages[0].name
             self.listen(Resumed(self.folder, None, first, 0, damaged=tuple(earlier.damaged)))
-        self.files.write_experiment(self.experiment)
         self.files.write_json(CHECK, self.material.check.to_json())
         if self._recipe is not None:
             self.files.write_json(RECIPE, self._recipe)
+        self.files.write_experiment(self.experiment)  # from here on there is a run to resume
         self.listen(RunBegin(self.folder, self.material.check, self.material.notes))
 
     def _read_recipe(self) -> dict[str, Any] | None:

@@ -104,8 +104,13 @@ def run_trial(
         return None
     answers = {task: (_space(about[task]), _space(about[task])) for task in rows}
     steps = round((stage.stop.max_steps or 0) * (count - 1) / count)  # as many passes as over all rows
-    stop = stage.stop.model_copy(update={"keep": "last", "no_task_below_start": False, "max_steps": max(steps, 1)})
-    last, total = stage.model_copy(update={"stop": stop}), count * steps
+    ends = {
+        "max_steps": max(steps, 1),
+        "max_epochs": stage.stop.max_epochs * count,
+    }  # folds have fewer batches an epoch
+    stop = stage.stop.model_copy(update={"keep": "last", "no_task_below_start": False, **ends})
+    batch = stage.batch_size * inputs.processes
+    last, total = stage.model_copy(update={"stop": stop, "batch_size": batch}), count * steps
     for number in range(count):
         split = {task: folds[task][number] for task in rows}
         before = number * steps
