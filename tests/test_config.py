@@ -597,7 +597,13 @@ def test_overrides_reach_every_value(tmp_path: Path) -> None:
 
 
 def test_an_override_of_the_first_stage_needs_no_stages_in_the_file() -> None:
-    found = load(table(), overrides=["stages.0.stop.max_epochs=2", "stages.0.learning_rate.encoder=1e-4"]).experiment
+    overrides = ["stages.0.stop.max_epochs=2", "stages.0.learning_rate.encoder=1e-4"]
+    found = load(table(recipe="none"), overrides=overrides).experiment
+    assert load(table(), overrides=[*overrides, "recipe=none"]).experiment == found
+    with pytest.raises(
+        UsageError, match=r"--set stages.0.stop.max_epochs=2: this file has no \[\[stages\]\], the recipe"
+    ):
+        load(table(), overrides=overrides)
     assert (found.stages[0].stop.max_epochs, found.stages[0].name) == (2, "train")
     assert found.stages[0].learning_rate == Rates(encoder=1e-4)
 
@@ -644,7 +650,7 @@ def test_an_override_that_cannot_be_placed_is_refused(override: str, said: str) 
     ],
 )
 def test_an_override_of_an_unknown_path_is_told_like_an_unknown_key(override: str, said: str) -> None:
-    assert refusal(override) == [said]
+    assert refusal(override, recipe="none") == [said]
 
 
 def test_the_schedule_chooses_its_options() -> None:
@@ -714,7 +720,7 @@ PLACES: dict[Any, Callable[[Any, dict[str, Any]], dict[str, Any]]] = {
     Experiment: lambda _, keys: table(**keys),
     EncoderOptions: lambda _, keys: table(encoder=keys),
     Stage: lambda _, keys: table(stages=[keys]),
-    Stop: lambda _, keys: table(stages=[{"stop": {"patience": 1, **keys}}]),
+    Stop: lambda _, keys: table(stages=[{"stop": {**({} if "keep" in keys else {"patience": 1}), **keys}}]),
     RuntimeOptions: lambda _, keys: table(runtime=keys),
     LoraOptions: lambda _, keys: table(lora=keys, stages=[{"train": ["lora", "outputs"]}]),
 }

@@ -29,7 +29,7 @@ from smoothtune.objective.look import Look
 from smoothtune.training.stage_events import StageEpoch
 from smoothtune.types import Needs
 from smoothtune.workflow import frozen
-from smoothtune.workflow.frozen import Encoding, FrozenStates, StateKeeper, fingerprint
+from smoothtune.workflow.frozen import Encoding, FrozenStates, StateKeeper, StateNeeds, fingerprint
 from smoothtune.workflow.train import Event
 from tests.small_data import SINGLE, TASKS, Always, Prepared, prepare, table
 from tests.test_house import TRUNKS
@@ -48,13 +48,19 @@ class Kept:
     told: list[Encoding | FrozenStates] = field(default_factory=list)
 
     @property
+    def state_needs(self) -> dict[str, StateNeeds]:
+        experiment = self.prepared.experiment
+        options = {name: trunk_options(name, task, experiment.trunks) for name, task in experiment.tasks.items()}
+        return {name: (option.needs, option.reads) for name, option in options.items()}
+
+    @property
     def needs(self) -> dict[str, Needs]:
         experiment = self.prepared.experiment
         return {name: trunk_options(name, task, experiment.trunks).needs for name, task in experiment.tasks.items()}
 
     def give(self, *, at_most: int | None = None) -> list[dict[str, Examples]]:
         keeper = StateKeeper(self.prepared.model.encoder, self.dtype, self.cache, "heads", self.told.append)
-        return keeper.give([self.prepared.train, self.prepared.dev], self.needs, at_most=at_most)
+        return keeper.give([self.prepared.train, self.prepared.dev], self.state_needs, at_most=at_most)
 
     @property
     def outcome(self) -> FrozenStates:
@@ -99,11 +105,15 @@ def test_the_kinds_that_need_no_more_than_a_pooled_state_say_so(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layers", [None, (0, 2)])
 @pytest.mark.parametrize("kind", list(TRUNKS))
 def test_kept_states_answer_as_the_encoder_does(
-    kind: str, dtype: torch.dtype, tiny_encoder: Path, small_data: Path, shared_cache: Path, tmp_path: Path
+    kind: str, layers: Any, dtype: torch.dtype, tiny_encoder: Path, small_data: Path, shared_cache: Path, tmp_path: Path
 ) -> None:
-    prepared = prepared_with({"kind": kind, **TRUNKS[kind]}, tiny_encoder, small_data, shared_cache)
+    several = {} if layers is None else {"layers": list(layers)}
+    if several and kind not in ("cls", "mean", "siamese", "joint"):
+        return  # the other trunks read the last layer alone
+    prepared = prepared_with({"kind": kind, **TRUNKS[kind], **several}, tiny_encoder, small_data, shared_cache)
     given = Kept(prepared, tmp_path, dtype).give()
     close = 1e-5 if dtype == torch.float32 else 3e-2
     for split, kept in zip((prepared.train, prepared.dev), given, strict=True):
@@ -278,7 +288,7 @@ def test_states_that_another_process_removes_meanwhile_are_told(prepared: Prepar
                 shutil.rmtree(folder)
 
     keeper = StateKeeper(prepared.model.encoder, torch.float32, tmp_path, "heads", listen)
-    assert keeper.give([prepared.train, prepared.dev], kept.needs) == [prepared.train, prepared.dev]
+    assert keeper.give([prepared.train, prepared.dev], kept.state_needs) == [prepared.train, prepared.dev]
     what = "has gone: another process made room for its own; free space or choose another cache with XDG_CACHE_HOME"
     assert kept.outcome.obstacle == f"{removed[0]}: {what}"
     assert (kept.outcome.encoded, kept.outcome.short) == (0, False)

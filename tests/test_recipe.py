@@ -317,7 +317,7 @@ def test_show_writes_out_what_the_recipe_chooses(
     shown = CliRunner().invoke(app, ["show", str(path), "--resolved", "--data-dir", str(small_data)])
     assert shown.exit_code == 0, shown.stderr
     resolved = tomllib.loads(shown.stdout)
-    assert resolved["stages"][0].get("init") == (None if kind == "pwim_dcnn" else "probe")
+    assert resolved["stages"][0]["init"] == "probe"
     assert "recipe: linear probe of mood" in shown.stderr
     left_open = CliRunner().invoke(app, ["show", str(path), "--set", "seed=4"])
     assert tomllib.loads(left_open.stdout)["recipe"] == "auto"
