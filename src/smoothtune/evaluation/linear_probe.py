@@ -103,8 +103,9 @@ def fit(features: Rows, rows: ProbeTargets, strength: float, *, seed: int = 0) -
 def choose(features: Rows, rows: ProbeTargets, *, seed: int, strengths: Sequence[float] = STRENGTHS) -> ProbeChoice:
     """The strength for features (n, F), by cross-validation on at most `MOST_ROWS` rows.
 
-    It is that of the least loss. Of classes, from `FEW_ROWS` rows on, it is the largest whose loss is within one standard
-    error of the least, which shrinks too much for rare classes. Cost: folds x strengths fits.
+    Of a regression it is that of the least loss. Of classes it is the largest whose loss is within one standard error of the
+    least, which shrinks too much for rare classes; of fewer than `FEW_ROWS` rows that of the highest accuracy, and of equal
+    ones of the least loss. Cost: folds x strengths fits.
     """
     sample = _sample(len(features), MOST_ROWS, seed)
     part, some = rows.part(sample), _rotated(np.asarray(features[sample], dtype=np.float64))
@@ -113,13 +114,20 @@ def choose(features: Rows, rows: ProbeTargets, *, seed: int, strengths: Sequence
         return ProbeChoice(1.0, _unknown(part))
     scores = [cross_validated(some, part, strength, folds) for strength in strengths]
     best = min(range(len(scores)), key=lambda number: scores[number].loss)
-    rule = rows.kind != "regression" and len(part.targets) >= FEW_ROWS
-    for number in range(len(scores) - 1, best, -1) if rule else ():
+    if rows.kind != "regression" and len(part.targets) < FEW_ROWS:
+        best = max(range(len(scores)), key=lambda number: (scores[number].value, -scores[number].loss))
+    elif rows.kind != "regression":
+        best = _least_shrunk(scores, best)
+    return ProbeChoice(strengths[best], scores[best])
+
+
+def _least_shrunk(scores: Sequence[ProbeScore], best: int) -> int:
+    """The number of the largest strength whose loss is within one standard error of that of number `best`."""
+    for number in range(len(scores) - 1, best, -1):
         difference = scores[number].losses - scores[best].losses
         if difference.mean() <= difference.std() / np.sqrt(len(difference)):
-            best = number
-            break
-    return ProbeChoice(strengths[best], scores[best])
+            return number
+    return best
 
 
 def best_score(features: Rows, rows: ProbeTargets, *, seed: int) -> ProbeScore:
