@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +142,7 @@ def test_a_stage_tells_which_other_tasks_go_through_what_it_trains(
     assert said.count("its answers change") == 3
     together, _, alone = said.partition("\nstage whole: ")
     assert "| score 0." in together
-    assert "score of" not in together
+    assert not re.search("score of (mood|same|near)", together)
     scores = [line for line in alone.splitlines() if "| score" in line or "best score" in line]
     assert len(scores) >= 9  # of each of three stages an epoch, its end and what came of it
     assert all("score of same " in line for line in scores)

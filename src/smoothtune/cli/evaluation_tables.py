@@ -45,7 +45,7 @@ def warnings(evaluation: Mapping[str, Any]) -> Iterator[str]:
         for task, metrics in baseline["tasks"].items():
             metric = evaluation["main"][task]
             value, theirs = evaluation["tasks"][task][metric]["value"], metrics[metric]["value"]
-            if value is None or theirs is None or value > theirs or theirs == 1:  # nothing is better than 1
+            if value is None or theirs is None or value > theirs or value == 1:  # nothing is better than 1
                 continue
             label = baseline["labels"].get(task)
             rows = "" if label is None else f" ('{printable(label)}') for every row"

@@ -91,7 +91,7 @@ def _show(train: Callable[[Watcher], Run], *, per_class: bool) -> None:
     if run.interrupted:
         if processes.is_main:
             typer.echo(
-                f"interrupted; the model so far (the best, or the last where `stop.keep` says so) is in {run.folder / 'model'}; "
+                f"interrupted; the best model so far (before a first evaluation: as it stood) is in {run.folder / 'model'}; "
                 f"{going_on(run.folder, resume_command(run.folder))}",
                 err=True,
             )
