@@ -12,15 +12,21 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from smoothtune.evaluation.metrics import Floats, Rows, classes_of
-from smoothtune.evaluation.proportions import Z, proportion_interval, wilson
+from smoothtune.evaluation.proportions import Z, wilson
 
 _UNSEEN = 1.0  # errors, spread over all pairs of classes, that tie the classes together where no error was seen
 
 
 def f1_interval(right: ArrayLike, either: ArrayLike) -> tuple[Floats, Floats]:
-    """Limits (...) of F1 for `right` rows (...) of the `either` (...) that are of the class, or predicted, or both."""
-    low, high = proportion_interval(right, either)
-    return _f1(low), _f1(high)
+    """Limits (...) of F1 for `right` rows (...) of the `either` (...) that are of the class, or predicted, or both.
+
+    Wilson's limits of J, the share of the two; `nan` where `either` is 0.
+    """
+    x, n = np.broadcast_arrays(np.asarray(right, dtype=np.float64), np.asarray(either, dtype=np.float64))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        low, high = wilson(x, n, Z)
+    low, high = np.where(x == 0, 0, low), np.where(x == n, 1, high)  # free of rounding where F1 is 0 or 1
+    return _f1(np.where(n > 0, low, np.nan)), _f1(np.where(n > 0, high, np.nan))
 
 
 def macro_f1_interval(predictions: Rows, targets: Rows) -> tuple[float, float]:
