@@ -335,7 +335,7 @@ def test_all_mistakes_of_a_file_are_told_at_once(tmp_path: Path) -> None:
         (
             {"tasks": {"sst": {**SST, "range": [0, 5]}}},
             "tasks.sst.range: unknown key. Known keys: class_weights, dev, kind, label, labels, loss_weight, "
-            "max_train_rows, metric, on_bad_row, test, text, train, trunk.",
+            "max_train_rows, metric, on_bad_row, temperature, test, text, train, trunk.",
         ),
         (
             {"tasks": {"sst": {**SST, "class_weights": "balnced"}}},
@@ -429,7 +429,8 @@ CROSSED = [
     ),
     (
         {"stages": [{"stop": {"per_task": True}}]},
-        "stages.0.stop.per_task: needs `stop.patience`: without it no task ever finishes",
+        "stages.0.stop.per_task: without `stop.patience` each task leaves a state of its own, but encoder, trunks may be "
+        "shared; set `stop.patience`, or train lora, adapters and outputs alone",
     ),
     (
         {"stages": [{"weighting": ["fixed", "fixed"]}]},

@@ -248,7 +248,7 @@ def test_a_run_that_began_with_a_probe_resumes_to_the_same_bits(
     train(wanted, data_dir=small_data, run_dir=whole)
     assert until_killed(lambda: train(wanted, data_dir=small_data, run_dir=cut, listen=KillAt(place)))
     resume(cut)
-    same_run(cut, whole)
+    assert same_run(cut, whole)
 
 
 def test_the_same_experiment_resumes_what_the_recipe_chose(
@@ -261,7 +261,7 @@ def test_the_same_experiment_resumes_what_the_recipe_chose(
     train(wanted, data_dir=small_data, run_dir=whole)
     assert until_killed(lambda: train(wanted, data_dir=small_data, run_dir=cut, listen=KillAt(2)))
     train(wanted, data_dir=small_data, run_dir=cut, resume=True)
-    same_run(cut, whole)
+    assert same_run(cut, whole)
     assert metrics(cut) == metrics(whole)
     finished = train(wanted, data_dir=small_data, run_dir=cut, resume=True)
     assert finished.evaluation is not None

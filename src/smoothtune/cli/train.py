@@ -104,9 +104,17 @@ def _show(train: Callable[[Watcher], Run], *, per_class: bool) -> None:
 
 
 def _origin(run: Run) -> str:
-    """Which of its two models a recipe ended with; nothing where there was no recipe."""
+    """Which of its two models a recipe ended with, by task where there are several; nothing where there was no recipe."""
     from smoothtune.nn.folder import read_json
     from smoothtune.workflow.run import STATE
 
-    origins = {"probe": " (the linear probe)", "fine-tuned": " (fine-tuned from the linear probe)"}
-    return origins.get(read_json(run.folder / STATE).get("recipe", {}).get("model"), "")
+    origins = {"probe": "the linear probe", "fine-tuned": "fine-tuned from the linear probe"}
+    model = read_json(run.folder / STATE).get("recipe", {}).get("model")
+    if not isinstance(model, dict):
+        return f" ({origins[model]})" if model in origins else ""
+    parts = [
+        f"{', '.join(name for name, kind in model.items() if kind == one)}: {words}"
+        for one, words in origins.items()
+        if one in model.values()
+    ]
+    return f" ({'; '.join(parts)})" if parts else ""

@@ -208,9 +208,8 @@ class Watcher:
         if report.skipped:
             self._console.print(f"  {report.skipped} batches skipped so far: their loss or gradient was not finite")
         for task, (before, now) in event.below.items():
-            self._console.print(
-                f"  not the best: {task} is below what it began with, {before:.3f} -> {now:.3f}", soft_wrap=True
-            )
+            effect = f"{task} keeps its earlier state" if event.each_task else f"not the best: {task}"
+            self._console.print(f"  {effect}: below what it began with, {before:.3f} -> {now:.3f}", soft_wrap=True)
         for line in probe_lines(event.probe):
             self._console.print(f"  {line}", soft_wrap=True, markup=False)
         for task in event.finished:

@@ -126,8 +126,7 @@ def _stage_problems(experiment: Experiment, stage: Stage, path: str) -> Iterator
     if stage.stop.metric not in known:
         yield Problem(f"{path}.stop.metric", f"got {stage.stop.metric!r}, expected one of {', '.join(known)}")
     yield from _init_problems(experiment, stage, path)
-    if stage.stop.per_task and stage.stop.patience is None:
-        yield Problem(f"{path}.stop.per_task", "needs `stop.patience`: without it no task ever finishes")
+    yield from _per_task_problems(stage, path)
     if len(set(stage.weighting)) < len(stage.weighting):
         yield Problem(f"{path}.weighting", f"a weighting stands twice in {', '.join(stage.weighting)}")
     if not unknown:
@@ -136,12 +135,23 @@ def _stage_problems(experiment: Experiment, stage: Stage, path: str) -> Iterator
         yield from regulariser_problems(experiment, stage, path)
 
 
+def _per_task_problems(stage: Stage, path: str) -> Iterator[Problem]:
+    """Tasks that are to leave states of their own while they train something together."""
+    shared = [part for part in stage.train if part.partition(".")[0] not in ("outputs", "lora", "adapters")]
+    if stage.stop.leaves_each_task and shared:
+        what = f"without `stop.patience` each task leaves a state of its own, but {', '.join(shared)} may be shared"
+        yield Problem(
+            f"{path}.stop.per_task", f"{what}; set `stop.patience`, or train lora, adapters and outputs alone"
+        )
+
+
 def _init_problems(experiment: Experiment, stage: Stage, path: str) -> Iterator[Problem]:
     """Keys of a probe without one, and a probe whose outputs would not train, so that no checkpoint would hold them."""
     stop = stage.stop
     if stage.init is None and stop.max_steps == 0:
         yield Problem(f"{path}.stop.max_steps", 'is 0: nothing would be learned; give 1 or more, or init = "probe"')
-    if stop.keep == "last" and (stop.patience is not None or stop.no_task_below_start):
+    floor = stop.no_task_below_start and not stop.leaves_each_task
+    if stop.keep == "last" and (stop.patience is not None or floor):
         other = "patience" if stop.patience is not None else "no_task_below_start"
         yield Problem(f"{path}.stop.keep", f'"last" contradicts `stop.{other}`, which is about the best state')
     lacking = [task for task in experiment.stage_tasks(stage) if not {"outputs", f"outputs.{task}"} & set(stage.train)]

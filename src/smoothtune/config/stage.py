@@ -42,8 +42,15 @@ class Stop(Options):
         False, description="only a state in which no task is below its metric before the first step counts as the best"
     )
     per_task: bool = Field(
-        False, description="each task stops by its own metric: it leaves the schedule and its best output is kept"
+        False,
+        description="each task is judged by its own metric. With `patience` it leaves the schedule when that is spent, and "
+        "its best output is kept; without, each task leaves its own best (or last) state, in a stage that trains nothing shared",
     )
+
+    @property
+    def leaves_each_task(self) -> bool:
+        """Whether each task leaves a state of its own, be it of another epoch than that of the others."""
+        return self.per_task and self.patience is None
 
 
 def _as_rates(value: Any) -> Any:

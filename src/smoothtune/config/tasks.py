@@ -113,21 +113,26 @@ class TaskData(Options):
     on_bad_row: Literal["error", "leave_out"] = Field("error", description="`leave_out` counts bad rows instead")
 
 
-class WeightedClasses(Options):
-    """How much the classes count against each other."""
+class ClassOptions(Options):
+    """How much the classes count against each other, and how sure the answers are."""
 
     class_weights: ClassWeights | None = Field(
         None,
         description='weight of each class in the loss: "balanced" by the inverse of its training rows, "none", or a table by '
         "label, in which labels that it does not name have 1; scaled to a mean of 1 over the training rows",
     )
+    temperature: Annotated[float, Field(ge=1, le=20)] | Literal["dev"] | None = Field(
+        None,
+        description='once the run is trained, logits are divided by this number; "dev": fitted on the dev rows '
+        "(temperature scaling)",
+    )
 
 
-class ClassificationTask(WeightedClasses, TaskData, ClassShape):
+class ClassificationTask(ClassOptions, TaskData, ClassShape):
     """Several classes, one answer: cross-entropy."""
 
 
-class BinaryTask(WeightedClasses, TaskData, BinaryShape):
+class BinaryTask(ClassOptions, TaskData, BinaryShape):
     """Yes or no: binary cross-entropy with logits."""
 
 

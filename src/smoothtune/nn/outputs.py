@@ -83,6 +83,15 @@ def set_linear(output: LinearOutput | TwoLayerOutput, weight: Tensor, bias: Tens
         last.bias.copy_(bias)
 
 
+def divide_logits(output: LinearOutput | TwoLayerOutput, temperature: float) -> None:
+    """Make the logits of an output those that it gives now, divided by `temperature`. Not for a regression."""
+    if output.reading.kind == "regression":
+        raise UsageError("temperature: a regression has no logits to divide")
+    with torch.no_grad():
+        output.linear.weight.div_(temperature)
+        output.linear.bias.div_(temperature)
+
+
 class Reading(nn.Module):
     """How the last layer's numbers are read: `classification` logits, `binary` one logit, `regression` label units.
 

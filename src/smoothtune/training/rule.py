@@ -29,6 +29,7 @@ class RuleState(BaseModel):
     running: list[str]
     best: dict[str, dict[str, Any]]
     best_step: int | None = None
+    best_steps: dict[str, int] = {}
 
 
 class StageScores(Protocol):
@@ -75,13 +76,15 @@ class Rule:
             patience=stop.patience, threshold=stop.threshold, keep_last=stop.keep == "last"
         )  # fmt: skip
         self._holds_tasks = stop.no_task_below_start
+        self._leaves_tasks = stop.leaves_each_task
         self.floor: dict[str, float] = {}
         self.best_step: int | None = None  # after how many steps the best state was; 0: before the first
-        self.by_task = (
-            {task: Stopping(patience=stop.patience, threshold=stop.threshold) for task in tasks}
-            if stop.per_task
-            else {}
-        )
+        self.best_steps: dict[str, int] = {}  # the same by task, where each has a state of its own
+        last = self._leaves_tasks and stop.keep == "last"
+        self.by_task = {
+            task: Stopping(patience=stop.patience, threshold=stop.threshold, keep_last=last)
+            for task in (tasks if stop.per_task else ())
+        }
         self.task_best: dict[str, BestState] = {}
         self.improved_tasks: tuple[str, ...] = ()
         self._running = list(tasks)
@@ -94,16 +97,17 @@ class Rule:
         self.best_step = 0
         for task, stopping in self.by_task.items():
             stopping.start(scores.main[task])
-            self.keep_task(task, model)
+            self.keep_task(task, model, step=0)
 
     def take(self, scores: StageScores) -> tuple[bool, tuple[str, ...]]:
         """Whether the stage's value improved, and the tasks that finished now."""
-        held_back = bool(self.below_start(scores))
+        below = self.below_start(scores)
+        held_back = bool(below) and not self._leaves_tasks
         improved = self.stopping.improves(math.nan if held_back else scores.value(self._metric), scores.loss)
         better = {
             task: self.by_task[task].improves(scores.main[task]) for task in self._running if task in self.by_task
         }
-        self.improved_tasks = tuple(task for task, value in better.items() if value)
+        self.improved_tasks = tuple(task for task, value in better.items() if value and task not in below)
         finished = tuple(task for task in better if self.by_task[task].finished)
         self._running = [task for task in self._running if task not in finished]
         return improved, finished
@@ -121,9 +125,11 @@ class Rule:
             if not scores.main[task] >= floor - _ROUNDING
         }
 
-    def keep_task(self, task: str, model: MultiTaskModel) -> None:
-        """Keep what belongs to the task alone as it is now: its output, LoRA and adapters."""
+    def keep_task(self, task: str, model: MultiTaskModel, *, step: int) -> None:
+        """Keep what belongs to the task alone as it is after `step` steps: its output, LoRA and adapters."""
         self._best_of(task, model).keep()
+        if self._leaves_tasks:
+            self.best_steps[task] = step
 
     def _best_of(self, task: str, model: MultiTaskModel) -> BestState:
         if task not in self.task_best:
@@ -140,6 +146,11 @@ class Rule:
     def finished(self) -> tuple[str, ...]:
         """The tasks that have finished by their own metric."""
         return tuple(task for task in self.by_task if task not in self._running)
+
+    @property
+    def tasks_with_own_state(self) -> tuple[str, ...]:
+        """The tasks that the stage leaves in a state of their own: the finished ones, or all where each has its own."""
+        return tuple(self.task_best) if self._leaves_tasks else self.finished
 
     @property
     def done(self) -> bool:
@@ -160,6 +171,7 @@ class Rule:
             "running": list(self._running),
             "best": {task: best.state_dict() for task, best in self.task_best.items()},
             "best_step": self.best_step,
+            "best_steps": dict(self.best_steps),
         }
 
     def load_state_dict(
@@ -177,7 +189,7 @@ class Rule:
             with under(f"by_task.{task}"):
                 self.by_task[task].load_state_dict(kept, epochs=epochs)
         self._running = list(found.running)
-        self.best_step = found.best_step
+        self.best_step, self.best_steps = found.best_step, dict(found.best_steps)
         for task, best in found.best.items():
             with under(f"best.{task}"):
                 self._best_of(task, model).load_state_dict(best, present)

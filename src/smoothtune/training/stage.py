@@ -103,12 +103,14 @@ class StageRun:
                 break
         self.restore()
         rule = live.rule
-        if rule.finished:  # their best outputs stand beside the best epoch's rest: a state that no epoch has scored
-            live.after = self.evaluate(self.model)
         value = rule.stopping.best if math.isfinite(rule.stopping.best) else math.nan
+        if rule.tasks_with_own_state:  # their states come from several epochs: no epoch has scored them together
+            live.after = self.evaluate(self.model)
+            value = live.after.value(self.stage.stop.metric) if self.stage.stop.leaves_each_task else value
         yield StageEnd(
-            self.stage.name, rule.reason, self.stage.stop.metric, value, live.before, live.after, rule.best_step
-        )
+            self.stage.name, rule.reason, self.stage.stop.metric, value, live.before, live.after, rule.best_step,
+            dict(rule.best_steps),
+        )  # fmt: skip
 
     def state_dict(self) -> State:
         """What another process needs to go on after the last event but a `StageEnd`: plain values and tensors, not copied.
@@ -136,7 +138,7 @@ class StageRun:
         if self._live is None:
             return False
         self._live.best.restore()
-        for task in self._live.rule.finished:
+        for task in self._live.rule.tasks_with_own_state:
             self._live.rule.restore_task(task)
         return self._live.best.kept
 
@@ -185,7 +187,7 @@ class StageRun:
             live.before = live.after = self.evaluate(self.model)
             live.rule.start(live.before, self.model)
             entry = EpochReport(self.stage.name, -1, 0, 0.0, {}, {}, live.before, 0)
-            yield StageEpoch(entry, self.stage.stop.keep == "best", (), live.parts.module.weighting.factors(), records)
+            yield StageEpoch(entry, self._marks_best, (), live.parts.module.weighting.factors(), records)
         yield from live.notices.new(records)  # before hours are spent on a term that does nothing
 
     def _judge(self, live: Live, report: EpochReport) -> Iterator[StageEvent]:
@@ -194,7 +196,7 @@ class StageRun:
         records = _probed(live, report.step)
         improved, finished = rule.take(report.dev)
         for task in rule.improved_tasks:
-            rule.keep_task(task, self.model)
+            rule.keep_task(task, self.model, step=report.step)
         for task in finished:
             if report.step < parts.total_steps:
                 parts.schedule.finish(task)
@@ -206,8 +208,14 @@ class StageRun:
             live.after = report.dev
         yield from live.notices.new(records)
         below = rule.below_start(report.dev)
-        best = improved and self.stage.stop.keep == "best"
-        yield StageEpoch(report, best, finished, parts.module.weighting.factors(), records, below)
+        each_task = self.stage.stop.leaves_each_task
+        factors = parts.module.weighting.factors()
+        yield StageEpoch(report, improved and self._marks_best, finished, factors, records, below, each_task)
+
+    @property
+    def _marks_best(self) -> bool:
+        """Whether one state of all tasks is the best so far."""
+        return self.stage.stop.keep == "best" and not self.stage.stop.leaves_each_task
 
     def _choose(self) -> dict[str, torch.nn.Parameter]:
         chosen = chosen_parameters(self.model, self.stage, tuple(self.examples))

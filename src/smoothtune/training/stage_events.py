@@ -42,7 +42,8 @@ class StageEpoch:
 
     Where the state that the stage began with is the one to beat, it comes first, as epoch -1. `probe` holds what the
     regularisers do to this state, by task and regulariser. `below` are the tasks that keep it from being the best state:
-    their metric before the first step and now (`stop.no_task_below_start`).
+    their metric before the first step and now (`stop.no_task_below_start`); where the stage leaves `each_task` in a state of its
+    own, the tasks whose state this cannot be.
     """
 
     report: EpochReport
@@ -51,6 +52,7 @@ class StageEpoch:
     factors: dict[str, float]
     probe: Records = field(default_factory=dict)
     below: dict[str, tuple[float, float]] = field(default_factory=dict)
+    each_task: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,8 @@ class StageEnd:
     """After the stage: why it ended and the best value of its metric (nan when there was none).
 
     `before` are the scores of the state that the stage began with, None where that was no result; `after` those of the
-    state that it leaves, which it had after `best_step` steps (None where no state was the best).
+    state that it leaves, which it had after `best_step` steps (None where no state was the best). `best_steps` are those of
+    each task, where the stage leaves each in a state of its own.
     """
 
     stage: str
@@ -68,6 +71,7 @@ class StageEnd:
     before: Any = None
     after: Any = None
     best_step: int | None = None
+    best_steps: dict[str, int] = field(default_factory=dict)
 
 
 StageEvent = StageBegin | StepReport | Pieces | StageEpoch | Notice | StageEnd

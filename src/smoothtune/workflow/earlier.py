@@ -77,7 +77,7 @@ def as_of_run(folder: Path, run: Experiment, experiment: Experiment) -> Experime
 
 
 def _chosen(run: Experiment, experiment: Experiment) -> dict[str, Any]:
-    """Stages, trunks and class weights of the run, where the experiment leaves them to the recipe."""
+    """Stages, trunks, class weights and temperatures of the run, where the experiment leaves them to the recipe."""
     trunks, tasks = dict(experiment.trunks), dict(experiment.tasks)
     for name, task in experiment.tasks.items():
         own = run.tasks.get(name)
@@ -86,10 +86,12 @@ def _chosen(run: Experiment, experiment: Experiment) -> dict[str, Any]:
         changes: dict[str, Any] = {}
         if task.trunk is None and own.trunk == name and name not in trunks:
             trunks[name], changes["trunk"] = run.trunks[name], name
-        if getattr(task, "class_weights", "none") is None:
-            changes["class_weights"] = getattr(own, "class_weights", None)
+        for key in ("class_weights", "temperature"):
+            if getattr(task, key, "none") is None:
+                changes[key] = getattr(own, key, None)
         tasks[name] = task.model_copy(update=changes)
-    return {"recipe": "none", "stages": run.stages, "trunks": trunks, "tasks": tasks}
+    lora = {} if "lora" in experiment.model_fields_set else {"lora": run.lora}
+    return {"recipe": "none", "stages": run.stages, "trunks": trunks, "tasks": tasks, **lora}
 
 
 def read_earlier(run: Path, experiment: Experiment | None, allowed: Collection[str]) -> Earlier:

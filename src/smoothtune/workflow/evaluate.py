@@ -23,6 +23,7 @@ from smoothtune.workflow.probe_baseline import probe_answers
 from smoothtune.workflow.run import PROBE, STATE
 from smoothtune.workflow.scoring import answers_of, undefined
 from smoothtune.workflow.stage_folders import experiment_of, model_after
+from smoothtune.workflow.stages import steps_by_task
 from smoothtune.workflow.training_overlap import training_overlap
 
 SPLITS = ("train", "dev", "test")
@@ -87,7 +88,9 @@ def _probe(
     if not (run / PROBE).is_dir() or not (run / STATE).is_file():
         return {}, ()
     stages = read_json(run / STATE).get("stages", [])
-    if not stages or stages[-1].get("best_step") == 0:
+    steps = steps_by_task(stages)
+    examples = {name: part for name, part in examples.items() if steps.get(name) != 0}
+    if not stages or not examples:
         return {}, ()
     try:
         encoder = load_encoder(find_checkpoint(experiment.encoder), experiment.encoder).to(model.network.device)

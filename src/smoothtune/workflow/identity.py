@@ -72,6 +72,7 @@ def configuration_of(experiment: Experiment) -> dict[str, Any]:
                 del task[split]  # its content is compared
         if task.get("class_weights") is None:
             task.pop("class_weights", None)  # nor this one
+        task.pop("temperature", None)  # read once the run is trained
     return table
 
 

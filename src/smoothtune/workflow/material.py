@@ -48,6 +48,7 @@ from smoothtune.workflow.recipe import Choosing, Recipe, RecipeChosen, choose_re
 from smoothtune.workflow.recipe_inputs import RecipeInputs
 from smoothtune.workflow.scoring import EpochEvaluation, answers_from, logits_of
 from smoothtune.workflow.staged_model import StagedModel
+from smoothtune.workflow.temperatures import set_temperatures, tasks_fitted_on_dev, temperatures_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +170,17 @@ class Material:
         """Let the outputs of the stage's tasks begin as linear probes."""
         rows = {name: probe_rows(examples, self.data[name]) for name, examples in train.items()}
         set_probes(self.staged.model, rows, dtype=dtype, seed=self.experiment.seed)
+
+    def set_temperatures(self, probes: tuple[str, ...]) -> dict[str, float]:
+        """Fold the temperatures of the tasks but `probes` into the trained model; they are returned. The first process fits."""
+        model = self.staged.model
+        tasks = {name: task for name, task in self.experiment.tasks.items() if name not in probes}
+        with self._together.in_turn():
+            dev = self._examples("dev", tasks_fitted_on_dev(tasks))
+        own = temperatures_of(tasks, logits_of(model, dev, dtype=self.dtype), dev)
+        temperatures: dict[str, float] = json.loads(self._together.of_main(json.dumps(own)))
+        set_temperatures(model, temperatures)
+        return temperatures
 
     def evaluate(self, probe_of: Path | None = None) -> tuple[Evaluation, dict[str, np.ndarray]]:
         """The evaluation of the model on dev, beside the probe that the run in `probe_of` began with, and its logits by task."""

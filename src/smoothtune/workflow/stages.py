@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +53,7 @@ class StageRecord:
             "train_seconds": round(self.train_seconds, 3),
             "reason": None if end is None else end.reason,
             "best_step": None if end is None else end.best_step,
+            **({"best_steps": end.best_steps} if end is not None and end.best_steps else {}),
             "before": _scores(self.before),
             "after": None if end is None else _scores(end.after),
             "files": self.files,
@@ -64,6 +66,18 @@ def begun_from(experiment: Experiment, number: int) -> str:
     """The name of the stage from whose best state stage `number` begins, or `start`."""
     source = experiment.source(number)
     return START if source is None else experiment.stages[source].name
+
+
+def steps_by_task(stages: Iterable[Mapping[str, Any]]) -> dict[str, int | None]:
+    """After how many steps of its last stage each task was as that left it; None where that is not known.
+
+    `stages` are those of `run.json`. 0: as the stage began with it, so of a stage that begins with probes the probe.
+    """
+    steps: dict[str, int | None] = {}
+    for stage in stages:
+        own = stage.get("best_steps", {})
+        steps.update({task: own.get(task, stage.get("best_step")) for task in stage["tasks"]})
+    return steps
 
 
 def _scores(scores: Any) -> dict[str, Any] | None:

@@ -13,14 +13,14 @@ from smoothtune.workflow.identity import Identity
 from smoothtune.workflow.material import Material
 from smoothtune.workflow.run import machine
 from smoothtune.workflow.saving import RunState
-from smoothtune.workflow.stages import StageRecord
+from smoothtune.workflow.stages import StageRecord, steps_by_task
 
 
 @dataclass(slots=True)
 class Told:
     """Stages, stores of frozen states, notices and resumptions; `before` are the stages that an earlier process ended.
 
-    `recipe` is what chose the stages, None where they were given.
+    `recipe` is what chose the stages, None where they were given; `temperatures` divide the logits of the trained model.
     """
 
     before: list[dict[str, Any]] = field(default_factory=list)
@@ -29,6 +29,7 @@ class Told:
     notices: list[dict[str, Any]] = field(default_factory=list)
     resumed: list[dict[str, Any]] = field(default_factory=list)
     recipe: dict[str, Any] | None = None
+    temperatures: dict[str, float] = field(default_factory=dict)
 
     def take(self, event: StageEvent | FrozenStates) -> None:
         """Follow one event of the stage under way."""
@@ -67,20 +68,24 @@ class Told:
             "notices": self.notices,
             "resumed": self.resumed,
             **self._recipe_facts(),
+            **({"temperatures": self.temperatures} if self.temperatures else {}),
             **machine(material.device.type),
         }
 
-    def best_step(self) -> int | None:
-        """After how many steps of the last stage the model was as it is; None where that is not known."""
-        stages = self._all_stages()
-        return stages[-1].get("best_step") if stages else None
+    def probes(self) -> tuple[str, ...]:
+        """The tasks that are as their last stage began with them."""
+        return tuple(task for task, step in steps_by_task(self._all_stages()).items() if step == 0)
 
     def _recipe_facts(self) -> dict[str, Any]:
-        """What the recipe chose, where there was one, and which model came of it."""
+        """What the recipe chose, where there was one, and which model came of it: by task where there are several."""
         if self.recipe is None:
             return {}
-        step = self.best_step()
-        return {"recipe": {**self.recipe, "model": None if step is None else "fine-tuned" if step else "probe"}}
+        models = {
+            task: None if step is None else "fine-tuned" if step else "probe"
+            for task, step in steps_by_task(self._all_stages()).items()
+        }
+        model = next(iter(models.values()), None) if len(models) < 2 else models
+        return {"recipe": {**self.recipe, "model": model}}
 
     def _all_stages(self) -> list[dict[str, Any]]:
         return [*self.before, *(stage.to_json() for stage in self.stages)]

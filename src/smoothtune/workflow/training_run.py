@@ -263,6 +263,8 @@ class TrainingRun:
 
     def _finish(self, *, interrupted: bool) -> Run:
         """The model, then its evaluation, which Ctrl-C may end."""
+        if not interrupted:
+            self._told.temperatures = self.material.set_temperatures(self._probes())
         facts = self._told.facts(self.material, interrupted=interrupted)
         with self._together.agreeing():
             if self._writes:
@@ -286,9 +288,13 @@ class TrainingRun:
             self.listen(RunEnd(run, evaluation.scores, undefined(evaluation.answers)))
         return run
 
+    def _probes(self) -> tuple[str, ...]:
+        """The tasks that the recipe left as probes."""
+        return () if self._recipe is None else self._told.probes()
+
     def _probe_beside(self) -> Path | None:
         """The run's folder, where it holds a probe that the model is not: the probe is then a baseline."""
-        kept = (self.folder / PROBE).is_dir() and self._told.best_step() != 0
+        kept = (self.folder / PROBE).is_dir() and len(self._told.probes()) < len(self.experiment.tasks)
         return self.folder if kept else None
 
     def _write_end(
