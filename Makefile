@@ -162,7 +162,7 @@ bench-boundary: setup
 	$(BENCH)/boundary.py
 
 # What the defaults give, for docs/defaults.md. Needs SMOOTHTUNE_DATA; takes hours: stopped, it resumes with the cells that are not there.
-.PHONY: bench-default bench-default-page bench-tickets
+.PHONY: bench-default bench-default-page bench-tickets bench-several
 bench-default: setup
 	$(BENCH)/default_sets.py --jobs $(JOBS) --threads 1
 	$(MAKE) --no-print-directory bench-default-page
@@ -172,4 +172,7 @@ bench-default-page: setup
 
 bench-tickets: setup
 	$(BENCH)/tickets.py
+
+bench-several: setup
+	$(BENCH)/several_tasks.py
 	$(MAKE) --no-print-directory bench-default-page

@@ -1,4 +1,6 @@
-"""Writes docs/defaults.md from results/default/CELLS.jsonl and results/tickets.json. Measures nothing; says what is missing.
+"""Writes docs/defaults.md from results/default/CELLS.jsonl, several_tasks.json and tickets.json.
+
+Measures nothing; says what is missing.
 
 Run: python benchmarks/default_page.py. `--side NAME` shows the cells of that label as ours, `--dev` those of DEV.jsonl; with
 either, the tables are printed instead, and the page is not touched. `notes/default.md`, where there is one, follows the
@@ -19,6 +21,7 @@ from default_data import HALVES, SEEDS, SIZES
 from default_sets import FILES, FOLDER
 from environments import HERE
 from harness import progress, read
+from several_tasks_section import section as several_section
 from tables import table
 from tickets_section import section as tickets_section
 
@@ -51,7 +54,7 @@ def page(cells: Cells, ours: str = "ours") -> str:
     """The whole page."""
     note = HERE / "notes" / "default.md"
     parts = [INTRODUCTION, *([note.read_text(encoding="utf-8").strip()] if note.exists() else [])]
-    parts += [*_sections(cells, ours), tickets_section(read("tickets"))]
+    parts += [*_sections(cells, ours), several_section(read("several_tasks")), tickets_section(read("tickets"))]
     return "\n\n".join(parts) + "\n"
 
 
