@@ -108,8 +108,10 @@ def _origin(run: Run) -> str:
     from smoothtune.nn.folder import read_json
     from smoothtune.workflow.run import STATE
 
-    origins = {"probe": "the linear probe", "fine-tuned": "fine-tuned from the linear probe"}
-    model = read_json(run.folder / STATE).get("recipe", {}).get("model")
+    state = read_json(run.folder / STATE)
+    again = ", fitted again on training and dev rows" if state.get("refit") else ""
+    origins = {"probe": f"the linear probe{again}", "fine-tuned": "fine-tuned from the linear probe"}
+    model = state.get("recipe", {}).get("model")
     if not isinstance(model, dict):
         return f" ({origins[model]})" if model in origins else ""
     parts = [

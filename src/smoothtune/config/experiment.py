@@ -88,6 +88,11 @@ class Experiment(Options):
         "the default of an experiment without stages; none: the stages as they stand",
     )
     stages: tuple[Stage, ...] = Field((Stage(),), min_length=1)
+    refit: Literal["none", "probes"] = Field(
+        "none",
+        description="probes: once the dev rows are scored, each task that is still the linear probe that a stage began with is "
+        "fitted again, on training and dev rows together, if its dev part is a fraction of the training file",
+    )
     runtime: RuntimeOptions = RuntimeOptions()
 
     @model_validator(mode="before")

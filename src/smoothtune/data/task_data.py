@@ -84,6 +84,13 @@ class TaskData:
         return counts
 
 
+def with_dev_rows(data: TaskData) -> TaskData:
+    """The task with a training part that has its dev rows too, which were held out of the same file."""
+    train, dev = data.splits["train"], data.splits["dev"]
+    chosen = np.union1d(train.chosen, dev.chosen).astype(np.int32)
+    return replace(data, splits={**data.splits, "train": Split(train.table, chosen, train.left_out)})
+
+
 def read_tasks(
     experiment: Experiment,
     base: Path,

@@ -104,8 +104,8 @@ def choose(features: Rows, rows: ProbeTargets, *, seed: int, strengths: Sequence
     """The strength for features (n, F), by cross-validation on at most `MOST_ROWS` rows.
 
     Of a regression it is that of the least loss. Of classes it is the largest whose loss is within one standard error of the
-    least, which shrinks too much for rare classes; of fewer than `FEW_ROWS` rows that of the highest accuracy, and of equal
-    ones of the least loss. Cost: folds x strengths fits.
+    least, which shrinks too much for rare classes; of fewer than `FEW_ROWS` rows that of the highest accuracy, of equal
+    ones of the least loss, and else the largest. Cost: folds x strengths fits.
     """
     sample = _sample(len(features), MOST_ROWS, seed)
     part, some = rows.part(sample), _rotated(np.asarray(features[sample], dtype=np.float64))
@@ -115,7 +115,7 @@ def choose(features: Rows, rows: ProbeTargets, *, seed: int, strengths: Sequence
     scores = [cross_validated(some, part, strength, folds) for strength in strengths]
     best = min(range(len(scores)), key=lambda number: scores[number].loss)
     if rows.kind != "regression" and len(part.targets) < FEW_ROWS:
-        best = max(range(len(scores)), key=lambda number: (scores[number].value, -scores[number].loss))
+        best = max(range(len(scores)), key=lambda number: (scores[number].value, -scores[number].loss, number))
     elif rows.kind != "regression":
         best = _least_shrunk(scores, best)
     return ProbeChoice(strengths[best], scores[best])

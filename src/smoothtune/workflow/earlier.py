@@ -91,7 +91,7 @@ def _chosen(run: Experiment, experiment: Experiment) -> dict[str, Any]:
                 changes[key] = getattr(own, key, None)
         tasks[name] = task.model_copy(update=changes)
     lora = {} if "lora" in experiment.model_fields_set else {"lora": run.lora}
-    return {"recipe": "none", "stages": run.stages, "trunks": trunks, "tasks": tasks, **lora}
+    return {"recipe": "none", "refit": run.refit, "stages": run.stages, "trunks": trunks, "tasks": tasks, **lora}
 
 
 def read_earlier(run: Path, experiment: Experiment | None, allowed: Collection[str]) -> Earlier:

@@ -74,7 +74,7 @@ def evaluate_run(
             *kernel_notes(model.network.device.type),
             *doubts,
             *_changed(folder, read),
-            *training_overlap(experiment, model.labels, apart, cache_folder()),
+            *training_overlap(experiment, model.labels, apart, cache_folder(), _refit(folder)),
             *(f"note: {name} is nan: {why}" for name, why in undefined(answers).items()),
         ),
         seed=experiment.seed,
@@ -98,6 +98,12 @@ def _probe(
     except (ModelFileError, UsageError) as error:
         return {}, (f"note: the probe that the run began with is not shown: {error}",)
     return {PROBE_BASELINE: answers}, ()
+
+
+def _refit(folder: Path) -> tuple[str, ...]:
+    """The tasks whose model has been fitted on dev rows too."""
+    tasks = read_json(model_folder(folder) / "provenance.json").get("refit", [])
+    return tuple(tasks) if isinstance(tasks, list) else ()
 
 
 def _largest_classes(folder: Path, model: Model) -> dict[str, str]:

@@ -63,7 +63,7 @@ def configuration_of(experiment: Experiment) -> dict[str, Any]:
     table = experiment.model_dump(mode="json", by_alias=True)
     if table["hold_out"] == "hashed":
         del table["hold_out"]  # a checkpoint that is older than the key does not have it
-    del table["runtime"]["checkpoint_every"], table["name"]
+    del table["runtime"]["checkpoint_every"], table["name"], table["refit"]
     del table["encoder"]["name"], table["encoder"]["revision"]  # its content is compared
     _drop_younger_keys(table)
     for task in table["tasks"].values():

@@ -24,7 +24,7 @@ from smoothtune.config.loading import to_toml, validated
 from smoothtune.config.stage import Stage
 from smoothtune.data.batching import Examples
 from smoothtune.data.class_weights import class_weights_of
-from smoothtune.data.task_data import make_examples, read_tasks
+from smoothtune.data.task_data import TaskData, make_examples, read_tasks, with_dev_rows
 from smoothtune.data.tokenising import load_tokenizer
 from smoothtune.evaluation.largest_class import largest_class
 from smoothtune.files import cache_folder
@@ -43,7 +43,7 @@ from smoothtune.workflow.frozen import Encoding, FrozenStates, StateKeeper, cont
 from smoothtune.workflow.identity import Identity, check_alike, data_of, identity_of
 from smoothtune.workflow.probe_baseline import NAME as PROBE_BASELINE
 from smoothtune.workflow.probe_baseline import probe_answers, probe_weights
-from smoothtune.workflow.probe_fit import probe_rows, set_probes
+from smoothtune.workflow.probe_fit import ProbeRows, probe_rows, set_probes
 from smoothtune.workflow.recipe import Choosing, Recipe, RecipeChosen, choose_recipe
 from smoothtune.workflow.recipe_inputs import RecipeInputs
 from smoothtune.workflow.scoring import EpochEvaluation, answers_from, logits_of
@@ -171,6 +171,19 @@ class Material:
         rows = {name: probe_rows(examples, self.data[name]) for name, examples in train.items()}
         set_probes(self.staged.model, rows, dtype=dtype, seed=self.experiment.seed)
 
+    def refit(self, tasks: Iterable[str]) -> tuple[str, ...]:
+        """Fit the probes of those `tasks` that hold out dev rows again, on these too; which ones they are."""
+        held_out = [name for name in tasks if not isinstance(self.data[name].task.dev, str)]
+        rows = {name: self._probe_rows(with_dev_rows(self.data[name])) for name in held_out}
+        if rows:
+            set_probes(self.staged.model, rows, dtype=self.dtype, seed=self.experiment.seed)
+        return tuple(rows)
+
+    def _probe_rows(self, data: TaskData) -> ProbeRows:
+        with self._together.in_turn():
+            examples = self._examples_of(data, "train")
+        return probe_rows(examples, data)
+
     def set_temperatures(self, probes: tuple[str, ...]) -> dict[str, float]:
         """Fold the temperatures of the tasks but `probes` into the trained model; they are returned. The first process fits."""
         model = self.staged.model
@@ -237,19 +250,18 @@ class Material:
         return weights
 
     def _examples(self, split: str, names: Iterable[str]) -> dict[str, Examples]:
-        found = {}
-        for name in names:
-            data = self.data[name]
-            found[name] = make_examples(
-                data,
-                data.splits[split],
-                self._tokenizer,
-                reads=trunk_options(name, data.task, self.experiment.trunks).input,
-                max_length=self.experiment.encoder.max_length,
-                pad_id=int(self.staged.encoder.architecture.get("pad_token_id") or 0),
-                cache=self._cache,
-            )
-        return found
+        return {name: self._examples_of(self.data[name], split) for name in names}
+
+    def _examples_of(self, data: TaskData, split: str) -> Examples:
+        return make_examples(
+            data,
+            data.splits[split],
+            self._tokenizer,
+            reads=trunk_options(data.name, data.task, self.experiment.trunks).input,
+            max_length=self.experiment.encoder.max_length,
+            pad_id=int(self.staged.encoder.architecture.get("pad_token_id") or 0),
+            cache=self._cache,
+        )
 
     def _with_states(
         self,

@@ -108,7 +108,8 @@ def _listen(listen: Callable[[Choosing], None], done: int, total: int) -> None:
 
 
 def _recipe(experiment: Experiment, inputs: RecipeInputs, choice: Choice) -> Recipe:
-    experiment = experiment.model_copy(update={"recipe": "none", "stages": choice.stages})
+    refit = {} if "refit" in experiment.model_fields_set else {"refit": "probes"}
+    experiment = experiment.model_copy(update={"recipe": "none", "stages": choice.stages, **refit})
     return Recipe(experiment, choice_record(inputs, choice), tuple(sentences(inputs, choice)))
 
 

@@ -278,6 +278,8 @@ class TrainingRun:
         except KeyboardInterrupt:
             interrupted, evaluation = True, None
         table = None if evaluation is None else evaluation.to_json()
+        if evaluation is not None:
+            facts |= self._refit(facts)
         with self._together.agreeing():
             if self._writes:
                 self._write_end({**facts, "interrupted": interrupted}, table, logits)
@@ -287,6 +289,17 @@ class TrainingRun:
         else:
             self.listen(RunEnd(run, evaluation.scores, undefined(evaluation.answers)))
         return run
+
+    def _refit(self, facts: dict[str, Any]) -> dict[str, Any]:
+        """Fit the probes on dev rows too, now that these are scored, and write the model again; what `run.json` says of it."""
+        probes = self._told.probes() if self.experiment.refit == "probes" else ()
+        tasks = self.material.refit(probes)
+        if not tasks:
+            return {}
+        with self._together.agreeing():
+            if self._writes:
+                self.material.write_model(self.folder / MODEL, {**facts, "refit": list(tasks)})
+        return {"refit": list(tasks)}
 
     def _probes(self) -> tuple[str, ...]:
         """The tasks that the recipe left as probes."""
