@@ -309,11 +309,20 @@ def test_the_second_label_of_a_binary_task_is_the_positive_one(tmp_path: Path, p
 
 MANY = [f"{number}" for number in range(60)]
 UNFIT = [
-    (MANY, SST, "has 60 different labels in 60 rows; is this a regression?"),
+    (
+        MANY,
+        SST,
+        "has 60 different labels in 60 rows, all of them numbers; is this a regression? If not, list them in `labels`",
+    ),
     (
         [f"{number}" for number in range(1001)] * 3,
         SST,
-        "has 1,001 different labels in 3,003 rows; is this a regression?",
+        "has 1,001 different labels in 3,003 rows, all of them numbers; is this a regression? If not, list them in `labels`",
+    ),
+    (
+        [f"code {number}" for number in range(10_001)],
+        SST,
+        "has 10,001 different labels in 10,001 rows, and a task can have 10,000; is this the column of the labels?",
     ),
     (["1", "1"], SST, "has only the label '1'; a classification task needs two or more"),
     (
@@ -325,7 +334,12 @@ UNFIT = [
 ]
 
 
-@pytest.mark.parametrize(("labels", "spec", "what"), UNFIT, ids=["half", "many", "one", "binary", "none"])
+@pytest.mark.parametrize("labels", [[f"intent {n}" for n in range(60)], [f"code {n % 1_100}" for n in range(3_300)]])
+def test_many_names_of_classes_are_no_measurements(tmp_path: Path, labels: list[str]) -> None:
+    assert fit_labels(labelled(tmp_path, labels)) == tuple(sorted(set(labels)))
+
+
+@pytest.mark.parametrize(("labels", "spec", "what"), UNFIT, ids=["half", "many", "most", "one", "binary", "none"])
 def test_labels_that_cannot_be_fitted(tmp_path: Path, labels: list[str], spec: RowSpec, what: str) -> None:
     with pytest.raises(DataError) as caught:
         fit_labels(labelled(tmp_path, labels, spec))

@@ -15,8 +15,9 @@ from smoothtune.data.values import label_text, parse_number
 from smoothtune.errors import DataError, Problem
 from smoothtune.types import Kind
 
-MOST_LABELS = 1_000
-FEW_LABELS = 50
+MOST_LABELS = 10_000
+MOST_NUMBERS = 1_000
+FEW_NUMBERS = 50
 _SHOWN = 10
 
 
@@ -26,8 +27,8 @@ def fit_labels(table: RowTable, chosen: NDArray[np.int32] | None = None) -> tupl
     In number order when all are numbers, else in text order.
 
     For a binary task the second is the positive class: 0 1, no yes, false true, negative positive all sort so.
-    Raises `DataError` for a single label, for other than two in a binary task, and for labels that look like
-    measurements: more than 1,000, or more than 50 that are more than half as many as the rows.
+    Raises `DataError` for a single label, for other than two in a binary task, for more than 10,000, and for numbers that look
+    like measurements: more than 1,000, or more than 50 that are more than half as many as the rows.
     """
     rows = _first_rows(table, counting(len(table)) if chosen is None else chosen)
     texts = table.labels()
@@ -52,8 +53,11 @@ def _first_rows(table: RowTable, chosen: NDArray[np.int32]) -> list[int]:
 
 def _what_is_wrong(labels: tuple[str, ...], count: int, rows: int, kind: Kind) -> str:
     many = f"has {count:,} different labels in {rows:,} rows"
-    if count > MOST_LABELS or (count > FEW_LABELS and 2 * count > rows):
-        return f"{many}; is this a regression?"
+    if count > MOST_LABELS:
+        return f"{many}, and a task can have {MOST_LABELS:,}; is this the column of the labels?"
+    measured = count > MOST_NUMBERS or (count > FEW_NUMBERS and 2 * count > rows)
+    if measured and all(parse_number(label) is not None for label in labels):
+        return f"{many}, all of them numbers; is this a regression? If not, list them in `labels`"
     if len(labels) < 2:
         return f"has only the label {labels[0]!r}; a {kind} task needs two or more" if labels else "has no labels"
     if kind == "binary" and len(labels) != 2:

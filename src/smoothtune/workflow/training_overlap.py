@@ -20,7 +20,8 @@ def training_overlap(
 ) -> Iterator[str]:
     """A warning for each of the `parts`, by task, with rows that are training rows of any task of the run.
 
-    Tasks that were `refit` have trained on their dev rows too. A pair counts in either order. The training files are read, from the cache if they are as they were; a note names
+    Tasks that were `refit` have trained on their dev rows too. A pair counts in either order. The training files are read, from
+    the cache if they are as they were; a note names
     the tasks whose cannot be.
     """
     training, unreadable = [], []
