@@ -8,8 +8,7 @@
 namespace attention {
 
 constexpr int QUERIES = 32;  // of a block; a block of no more than 16 leaves the second half alone
-constexpr float NEVER = 1e30f;  // as log-sum-exp: every probability of that query is zero
-constexpr float LOG2_E = 1.44269504088896341f, LN_2 = 0.693147180559945309f;
+constexpr float LOG2_E = 1.44269504088896341f;
 
 // The queries of a block: where their draws begin, how many there are, and how many keys they see.
 struct Block {
@@ -55,41 +54,48 @@ static inline void for_keys(const Block& block, int group, const Visit& visit) {
   }
 }
 
-// Scores become exp(scale * (score - largest)) without what is dropped; `inverse` (QUERIES) is the factor that makes
-// dropped probabilities of these, `lse` (QUERIES) the log-sum-exp of the scaled scores.
+// What the backward needs to make the probabilities of a block's queries again: p = exp(scale * (score - largest)) *
+// inverse. One number, largest * scale + log(sum), would lose the sum beside a large score.
+struct Peaks {
+  alignas(64) float largest[QUERIES];
+  alignas(64) float inverse[QUERIES];  // 1 / the sum of the exponentials; 0: every probability of that query is zero
+};
+
+// Scores become exp(scale * (score - largest)) without what is dropped; `factors` (QUERIES) make dropped probabilities
+// of these.
 template <typename Products>
-static inline void softmax_forward(const Block& block, float* scores, float* lse, float* inverse) {
+static inline void softmax_forward(const Block& block, float* scores, Peaks& peaks, float* factors) {
   const float scale = block.scale * LOG2_E, up = block.dropping ? block.draws.scale : 1.0f;
   for (int group = 0; group < block.groups(); ++group) {
     float* at = scores + group * LANES;
     Floats top = floats(at), total = {};
     for (int64_t j = 1; j < block.keys; ++j) top = larger(floats(at + j * QUERIES), top);
-    const Floats base = top * scale;
     for_keys<Products>(block, group, [&](int64_t j, auto drop) {
       Floats& score = floats(at + j * QUERIES);
-      const Floats e = power_of_two(score * scale - base);
+      const Floats e = power_of_two((score - top) * scale);
       total += e;
       score = drop(e);
     });
-    floats(lse + group * LANES) = top * block.scale + logarithm(total);
-    floats(inverse + group * LANES) = up / total;
+    floats(peaks.largest + group * LANES) = top;
+    floats(peaks.inverse + group * LANES) = 1.0f / total;
+    floats(factors + group * LANES) = up / total;
   }
 }
 
 // Scores become dropped probabilities, and `gradients` of those the gradients of the scores before scaling, times
 // scale. `whole` is room for the probabilities themselves.
 template <typename Products>
-static inline void softmax_backward(const Block& block, const float* lse, float* scores, float* gradients,
+static inline void softmax_backward(const Block& block, const Peaks& peaks, float* scores, float* gradients,
                                     float* whole) {
   const float scale = block.scale * LOG2_E, up = block.dropping ? block.draws.scale : 1.0f;
   for (int group = 0; group < block.groups(); ++group) {
     const int64_t shift = group * LANES;
-    const Floats base = floats(lse + shift) * LOG2_E;
+    const Floats top = floats(peaks.largest + shift), inverse = floats(peaks.inverse + shift), raised = inverse * up;
     Floats mean = {};
     for_keys<Products>(block, group, [&](int64_t j, auto drop) {
       Floats &score = floats(scores + j * QUERIES + shift), &gradient = floats(gradients + j * QUERIES + shift);
-      const Floats p = power_of_two(score * scale - base), dropped = drop(p * up), product = dropped * gradient;
-      floats(whole + j * QUERIES + shift) = p;
+      const Floats e = power_of_two((score - top) * scale), dropped = drop(e * raised), product = dropped * gradient;
+      floats(whole + j * QUERIES + shift) = e * inverse;
       score = dropped;
       gradient = product;
       mean += product;
