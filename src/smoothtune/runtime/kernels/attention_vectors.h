@@ -9,7 +9,8 @@
 
 namespace attention {
 
-constexpr int STEP = 6;  // rows of C made at once
+constexpr int STEP = 6;     // rows of C made at once
+constexpr int RUN = 128;    // products that are added up one after another
 
 static inline int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
 
@@ -23,7 +24,7 @@ template <int M, int N>
 static inline void product_block(Left a, const float* b, int64_t ldb, float* c, int64_t ldc, int64_t k, bool add) {
   LooseFloats sum[M][N];
   for (int m = 0; m < M; ++m)
-    for (int n = 0; n < N; ++n) sum[m][n] = add ? *(const LooseFloats*)(c + m * ldc + n * LANES) : LooseFloats{};
+    for (int n = 0; n < N; ++n) sum[m][n] = LooseFloats{};
   for (int64_t step = 0; step < k; ++step) {
     LooseFloats right[N];
     for (int n = 0; n < N; ++n) right[n] = *(const LooseFloats*)(b + step * ldb + n * LANES);
@@ -33,7 +34,10 @@ static inline void product_block(Left a, const float* b, int64_t ldb, float* c, 
     }
   }
   for (int m = 0; m < M; ++m)
-    for (int n = 0; n < N; ++n) *(LooseFloats*)(c + m * ldc + n * LANES) = sum[m][n];
+    for (int n = 0; n < N; ++n) {
+      LooseFloats& to = *(LooseFloats*)(c + m * ldc + n * LANES);
+      to = add ? to + sum[m][n] : sum[m][n];
+    }
 }
 
 template <int N>
@@ -65,6 +69,7 @@ class VectorProducts {
     for (float** matrix : {&q_, &k_, &v_, &g_, &dk_, &dv_}) *matrix = room.take<float>(blocks_ * QUERIES * wide_);
     for (float** matrix : {&q_turned_, &g_turned_}) *matrix = room.take<float>(blocks_ * QUERIES * wide_);
     mixed_ = room.take<float>(QUERIES * wide_);
+    partial_ = room.take<float>(wide_);
   }
 
   static void attend() {}
@@ -108,13 +113,21 @@ class VectorProducts {
       T* out = to + t * stride;
 #pragma omp simd
       for (int64_t c = 0; c < size_; ++c) out[c] = narrow<T>(row[c] * factor);
-      if (!sums) continue;
-#pragma omp simd
-      for (int64_t c = 0; c < size_; ++c) sums[c] += row[c];
     }
+    for (int64_t t = 0; sums && t < count; t += QUERIES)
+      add_rows(from + t * wide_, std::min<int64_t>(QUERIES, count - t), sums);
   }
 
  private:
+  void add_rows(const float* from, int64_t count, float* sums) const {
+    std::copy(from, from + wide_, partial_);
+    for (int64_t t = 1; t < count; ++t)
+#pragma omp simd
+      for (int64_t c = 0; c < wide_; ++c) partial_[c] += from[t * wide_ + c];
+#pragma omp simd
+    for (int64_t c = 0; c < size_; ++c) sums[c] += partial_[c];
+  }
+
   void read_rows(const T* from, int64_t stride, const float* bias, float* to) const {
     for (int64_t t = 0; t < keys_; ++t) {
       const T* row = from + t * stride;
@@ -140,12 +153,14 @@ class VectorProducts {
   }
 
   const float* over_keys(int groups, const float* left, const float* right) const {
-    product({left, 1, QUERIES}, right, wide_, mixed_, wide_, groups * LANES, wide_, keys_, false);
+    for (int64_t j = 0; j < keys_; j += RUN)
+      product({left + j * QUERIES, 1, QUERIES}, right + j * wide_, wide_, mixed_, wide_, groups * LANES, wide_,
+              std::min<int64_t>(RUN, keys_ - j), j > 0);
     return mixed_;
   }
 
   int64_t keys_, size_, wide_, blocks_;
-  float *q_, *k_, *v_, *g_, *dk_, *dv_, *q_turned_, *g_turned_, *mixed_;
+  float *q_, *k_, *v_, *g_, *dk_, *dv_, *q_turned_, *g_turned_, *mixed_, *partial_;
 };
 
 }  // namespace attention
