@@ -52,7 +52,7 @@ def _results(name: str, found: list[Tensor], start: Tensor, gradients: list[Tens
     yield Result(f"step: {name}", moved[0].float(), moved[1].float(), moved[2])
 
 
-@case("adamw", "adamw_dense", available=_available, dtypes=(torch.float32,))
+@case("adamw_dense", loaded=lambda dtype: adamw._library(), available=_available, dtypes=(torch.float32,))
 def dense_steps(scale: float, dtype: torch.dtype) -> Iterator[Result]:
     for size in (scale, 1 / scale, 1e8 * scale, 1e-12 / scale):
         for shape in SHAPES:
@@ -63,7 +63,7 @@ def dense_steps(scale: float, dtype: torch.dtype) -> Iterator[Result]:
             yield from _results(f"{shape}, gradients of {size:.0e}", found, start, gradients)
 
 
-@case("adamw", "adamw_rows", available=_available, dtypes=(torch.float32,))
+@case("adamw_rows", loaded=lambda dtype: adamw._library(), available=_available, dtypes=(torch.float32,))
 def sparse_steps(scale: float, dtype: torch.dtype) -> Iterator[Result]:
     shape, rows = (60, 33), 40
     for size in (scale, 1 / scale):
@@ -79,7 +79,7 @@ def sparse_steps(scale: float, dtype: torch.dtype) -> Iterator[Result]:
         yield from _results(f"gradients of {size:.0e}", found, start, gradients)
 
 
-@case("adamw", "sum_of_squares", available=_available, dtypes=(torch.float32,))
+@case("sum_of_squares", loaded=lambda dtype: adamw._library(), available=_available, dtypes=(torch.float32,))
 def norms(scale: float, dtype: torch.dtype) -> Iterator[Result]:
     for size in (scale, 1 / scale):
         parts = [_gradient(shape, size, 1) for shape in SHAPES]

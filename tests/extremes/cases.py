@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-
-from smoothtune.runtime.kernels import building
 
 SCALES = (1.0, 10.0, 100.0, 1e3, 1e4)
 FACTOR = 3.0
@@ -49,10 +48,10 @@ Run = Callable[[float, torch.dtype], Iterable[Result]]
 
 @dataclass(frozen=True)
 class Case:
-    """`run(scale, dtype)` calls the C++ functions `names` of the library `library`, where `available(dtype)`."""
+    """`run(scale, dtype)` calls the C++ functions `names` of the library `loaded(dtype)`, where `available(dtype)`."""
 
     names: tuple[str, ...]
-    library: str
+    loaded: Callable[[torch.dtype], ctypes.CDLL | None]
     run: Run
     available: Callable[[torch.dtype], bool]
     dtypes: tuple[torch.dtype, ...]
@@ -62,12 +61,15 @@ CASES: list[Case] = []
 
 
 def case(
-    library: str, *names: str, available: Callable[[torch.dtype], bool], dtypes: tuple[torch.dtype, ...] = DTYPES
+    *names: str,
+    loaded: Callable[[torch.dtype], ctypes.CDLL | None],
+    available: Callable[[torch.dtype], bool],
+    dtypes: tuple[torch.dtype, ...] = DTYPES,
 ) -> Callable[[Run], Run]:
     """Adds a function to the cases. A name may hold `{T}`, which stands for `float` and `bf16`."""
 
     def add(run: Run) -> Run:
-        CASES.append(Case(names, library, run, available, dtypes))
+        CASES.append(Case(names, loaded, run, available, dtypes))
         return run
 
     return add
@@ -77,24 +79,32 @@ def numbers(*shape: int, seed: int, scale: float = 1.0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale
 
 
+class _Heard:
+    """A C++ function that leaves its name in a set when it is called; what is set on it is set on the function."""
+
+    def __init__(self, function: Any, heard: set[str]) -> None:
+        vars(self).update(function=function, heard=heard)
+
+    def __call__(self, *arguments: Any) -> Any:
+        self.heard.add(self.function.__name__)
+        return self.function(*arguments)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        setattr(self.function, name, value)
+
+    heard: set[str]
+    function: Any
+
+
 @contextmanager
-def listening(library: str) -> Iterator[set[str]]:
-    """The names of the functions of a library that are called inside."""
-    loaded = building.kernels(library)
+def listening(loaded: ctypes.CDLL | None, names: Iterable[str]) -> Iterator[set[str]]:
+    """Which of the functions `names` of a library are called inside."""
     assert loaded is not None
     heard: set[str] = set()
-    functions = {name: function for name, function in vars(loaded).items() if hasattr(function, "argtypes")}
-
-    def heard_of(name: str) -> Callable[..., object]:
-        def call(*arguments: object) -> object:
-            heard.add(name)
-            return functions[name](*arguments)
-
-        return call
-
-    for name in functions:
-        setattr(loaded, name, heard_of(name))
+    functions = {name: getattr(loaded, name) for name in names}
     try:
+        for name, function in functions.items():
+            setattr(loaded, name, _Heard(function, heard))
         yield heard
     finally:
         for name, function in functions.items():

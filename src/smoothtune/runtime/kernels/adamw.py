@@ -41,9 +41,7 @@ class Rates:
         """The factors of step `step`, counted from 1; `scale` multiplies the gradients."""
         first, second = 1 - betas[0] ** step, 1 - betas[1] ** step
         shares = 1 - betas[0], 1 - betas[1]
-        return cls(
-            1 - rate * weight_decay, shares[0], betas[1], shares[1], rate / first, second**-0.5, eps, scale
-        )
+        return cls(1 - rate * weight_decay, shares[0], betas[1], shares[1], rate / first, second**-0.5, eps, scale)
 
     def values(self) -> tuple[float, ...]:
         """In the order of the kernels."""
