@@ -90,7 +90,7 @@ def factors(at: Case, row: int, head: int) -> Tensor:
 
 
 def reference(at: Case, qkv: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """Attention in float64: mixed (N, D) and peaks (2, N, H)."""
+    """Attention in float64: mixed (N, D) and peaks (2, H, N)."""
     mixed, peaks = [], []
     for row, own in enumerate((qkv + bias).split(at.lengths)):
         heads = own.view(len(own), 3, at.heads, at.size).permute(1, 2, 0, 3)
@@ -99,8 +99,8 @@ def reference(at: Case, qkv: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         mixed.append(((scores.softmax(-1) * drops) @ heads[2]).transpose(0, 1).reshape(len(own), -1))
         largest = scores.amax(-1, keepdim=True)
         inverse = 1 / (scores - largest).exp().sum(-1)
-        peaks.append(torch.stack([largest.squeeze(-1).T * at.size**0.5, inverse.T]))
-    return torch.cat(mixed), torch.cat(peaks, 1)
+        peaks.append(torch.stack([largest.squeeze(-1) * at.size**0.5, inverse]))
+    return torch.cat(mixed), torch.cat(peaks, 2)
 
 
 def wanted(at: Case) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -183,7 +183,7 @@ def test_a_row_does_not_depend_on_its_neighbours(dtype: torch.dtype) -> None:
     mixed, peaks = attention.attention_forward(first, bias, alone.starts, **alone.options)
     among, among_peaks = attention.attention_forward(qkv, bias, at.starts, **at.options)
     assert torch.equal(mixed, among[: at.lengths[0]])
-    assert torch.equal(peaks, among_peaks[:, : at.lengths[0]])
+    assert torch.equal(peaks, among_peaks[:, :, : at.lengths[0]])
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)

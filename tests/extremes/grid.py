@@ -148,10 +148,7 @@ def _keep(grids: _Grids, rate: float) -> Tensor:
     shape = len(grids.sizes), grids.layout.height, grids.layout.width, WIDE
     if not rate:
         return torch.ones(shape).permute(0, 3, 1, 2)
-@case(
-    "grid_norm", "grid_norm_sums", "grid_norm_back",
-    loaded=partial(grid.library, "grid"), available=grid.available, dtypes=DTYPES,
-)  # fmt: skip
+    drawn = draws(STREAM, shape[0] * shape[1] * shape[2], WIDE) >= round(rate * 65536)
     return (torch.from_numpy(drawn).view(shape) / (1 - rate)).permute(0, 3, 1, 2)
 
 

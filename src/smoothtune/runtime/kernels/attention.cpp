@@ -1,7 +1,7 @@
 // Self-attention with dropout on packed tokens, forward and backward. The unit of work is one head of one row; the
 // probabilities are never kept: the backward makes them again from the largest score, the sum and the draws.
 //
-// Rows r of tokens starts[r] ... starts[r + 1] - 1; qkv (N, 3 D) T without `bias` (3 D); peaks (2, N, H):
+// Rows r of tokens starts[r] ... starts[r + 1] - 1; qkv (N, 3 D) T without `bias` (3 D); peaks (2, H, N):
 // each query's largest score before scaling, and 1 / the sum of its exponentials.
 // P = softmax(scale Q K^T), mixed = (P * factors) V. Dropout's element (r, h, i, j) is column j of row
 // (r H + h) width + i of a tensor `width` wide.
@@ -49,13 +49,22 @@ void expect(const Problem& problem, const Unit& unit, const T* to, int64_t strid
     for (int64_t c = 0; c < problem.size; c += line) __builtin_prefetch(to + t * stride + c, 1);
 }
 
-void store_peaks(const Problem& problem, const Unit& unit, int64_t first_query, int queries, const Peaks& from,
-                 float* peaks) {
-  for (int q = 0; q < queries; ++q) {
-    const int64_t at = (unit.first + first_query + q) * problem.heads + unit.head;
-    peaks[at] = from.largest[q];
-    peaks[problem.queries() + at] = from.inverse[q];
-  }
+// Where the peaks of a unit's queries lie from `first_query` on; the inverses lie `Problem::queries` further.
+int64_t peaks_at(const Problem& problem, const Unit& unit, int64_t first_query) {
+  return unit.head * problem.starts[problem.rows] + unit.first + first_query;
+}
+
+void store_peaks(const Peaks& from, int queries, float* to, int64_t inverses) {
+  std::copy(from.largest, from.largest + queries, to);
+  std::copy(from.inverse, from.inverse + queries, to + inverses);
+}
+
+// Queries that are not there have probabilities of zero.
+Peaks load_peaks(const float* from, int queries, int64_t inverses) {
+  Peaks peaks = {};
+  std::copy(from, from + queries, peaks.largest);
+  std::copy(from + inverses, from + inverses + queries, peaks.inverse);
+  return peaks;
 }
 
 template <typename Products>
@@ -76,19 +85,8 @@ void forward_unit(const Problem& problem, const Unit& unit, const typename Produ
     softmax_forward<Products>(block, scores, of_block, factors);
     const float* out = products.mix(block.groups(), scores);
     products.write(out, factors, block.queries, mixed + (unit.first + i) * hidden + column, hidden, nullptr);
-    store_peaks(problem, unit, i, block.queries, of_block, peaks);
+    store_peaks(of_block, block.queries, peaks + peaks_at(problem, unit, i), problem.queries());
   }
-}
-
-// Queries that are not there have probabilities of zero.
-Peaks load_peaks(const Problem& problem, const Unit& unit, int64_t first_query, int queries, const float* peaks) {
-  Peaks of_block = {};
-  for (int q = 0; q < queries; ++q) {
-    const int64_t at = (unit.first + first_query + q) * problem.heads + unit.head;
-    of_block.largest[q] = peaks[at];
-    of_block.inverse[q] = peaks[problem.queries() + at];
-  }
-  return of_block;
 }
 
 // `sums` (3, hidden), zeros, takes the sums of this unit's gradients at its columns.
@@ -108,7 +106,7 @@ void backward_unit(const Problem& problem, const Unit& unit, const typename Prod
   sums += column;
   for (int64_t i = 0; i < unit.keys; i += QUERIES) {
     const Block block = unit.block(problem, i);
-    const Peaks of_block = load_peaks(problem, unit, i, block.queries, peaks);
+    const Peaks of_block = load_peaks(peaks + peaks_at(problem, unit, i), block.queries, problem.queries());
     products.scores(i / QUERIES, block.groups(), scores);
     products.probability_gradients(i / QUERIES, block.groups(), gradients);
     softmax_backward<Products>(block, of_block, scores, gradients, whole);

@@ -46,14 +46,14 @@ def fits(hidden: int, heads: int) -> bool:
 def attention_forward(
     qkv: Tensor, bias: Tensor, starts: Tensor, *, heads: int, width: int, rate: float, stream: int
 ) -> tuple[Tensor, Tensor]:
-    """What attention makes of `qkv`, (N, D) in its type, and the scores' peaks for the backward, (2, N, heads) float32.
+    """What attention makes of `qkv`, (N, D) in its type, and the scores' peaks for the backward, (2, heads, N) float32.
 
     Peaks are each query's largest score before scaling, and 1 / the sum of exp(score - largest) of scaled scores.
     """
     tokens, hidden = qkv.shape[0], qkv.shape[1] // 3
     _check(qkv, bias, starts, heads)
     mixed = torch.empty(tokens, hidden, dtype=qkv.dtype)
-    peaks = torch.empty(2, tokens, heads)
+    peaks = torch.empty(2, heads, tokens)
     _function("forward", qkv)(
         qkv.data_ptr(), bias.data_ptr(), starts.data_ptr(),
         starts.shape[0] - 1, heads, hidden // heads, width, rate, stream,
@@ -83,7 +83,7 @@ def attention_backward(
     assert dmixed.shape == (qkv.shape[0], hidden), "one gradient for each mixed value"
     assert dmixed.dtype == qkv.dtype, "one number format"
     assert dmixed.is_contiguous(), "a gradient in one piece"
-    assert peaks.shape == (2, qkv.shape[0], heads), "two numbers for each token and head"
+    assert peaks.shape == (2, heads, qkv.shape[0]), "two numbers for each token and head"
     assert peaks.is_contiguous(), "peaks in one piece"
     dqkv = torch.empty_like(qkv)
     dbias = torch.empty(3 * hidden)

@@ -30,7 +30,7 @@ struct Block {
   }
 };
 
-// The sum over keys of visit(key, drop), which is called for every key; drop(x) is x without what its draws drop, not yet
+// The sum over keys of visit(key, drop), which is called for each; drop(x) is x without what its draws drop, not yet
 // scaled up. Sums are made of 32 keys, then of these. `Products::attend` is called every few hundred cycles.
 template <typename Products, typename Visit>
 static inline Floats sum_keys(const Block& block, int group, const Visit& visit) {
