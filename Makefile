@@ -39,6 +39,12 @@ KILLS ?= 100
 test-faults: setup
 	SMOOTHTUNE_KILLS=$(KILLS) SMOOTHTUNE_FULL=1 $(BIN)/python -m pytest -s --timeout 7200 tests/test_kills.py tests/test_disk_full.py tests/test_checkpoint.py
 
+# The kernels as a processor without AVX-512, and one with a tile unit (emulated), would build them.
+.PHONY: test-processors
+test-processors: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.processors avx2
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.processors tiles
+
 # Damaged and hostile files for everything that reads files; FUZZ=N for another number of them, SEED=N for others.
 .PHONY: fuzz
 FUZZ ?= 20000
@@ -125,6 +131,14 @@ bench-cuda: setup
 .PHONY: bench-coverage
 bench-coverage: setup
 	$(BENCH)/interval_coverage.py
+
+# Kernels, for docs/kernels.md. BEFORE is a checkout of an earlier commit.
+.PHONY: bench-kernel-errors bench-attention-speed
+bench-kernel-errors: setup
+	$(BENCH)/kernel_errors.py $(if $(BEFORE),--before $(BEFORE))
+
+bench-attention-speed: setup
+	$(BENCH)/attention_speed.py $(BEFORE)
 
 # Smoothness, for docs/smoothness.md. Tuning and little data take hours: stopped, they go on where they were.
 .PHONY: bench-smoothness-tables bench-smoothness-cost bench-smoothness-tuning bench-smoothness-little bench-smoothness-page

@@ -90,32 +90,34 @@ def factors(at: Case, row: int, head: int) -> Tensor:
 
 
 def reference(at: Case, qkv: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """Attention in float64: mixed (N, D) and log-sum-exp (N, H)."""
-    mixed, sums = [], []
+    """Attention in float64: mixed (N, D) and peaks (2, H, N)."""
+    mixed, peaks = [], []
     for row, own in enumerate((qkv + bias).split(at.lengths)):
         heads = own.view(len(own), 3, at.heads, at.size).permute(1, 2, 0, 3)
         scores = heads[0] @ heads[1].transpose(1, 2) * at.size**-0.5
         drops = torch.stack([factors(at, row, head) for head in range(at.heads)])
         mixed.append(((scores.softmax(-1) * drops) @ heads[2]).transpose(0, 1).reshape(len(own), -1))
-        sums.append(scores.logsumexp(-1).T)
-    return torch.cat(mixed), torch.cat(sums)
+        largest = scores.amax(-1, keepdim=True)
+        inverse = 1 / (scores - largest).exp().sum(-1)
+        peaks.append(torch.stack([largest.squeeze(-1) * at.size**0.5, inverse]))
+    return torch.cat(mixed), torch.cat(peaks, 2)
 
 
 def wanted(at: Case) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     qkv, bias, gradient = at.inputs()
     exact_qkv, exact_bias = qkv.double().requires_grad_(), bias.double().requires_grad_()
-    mixed, sums = reference(at, exact_qkv, exact_bias)
+    mixed, peaks = reference(at, exact_qkv, exact_bias)
     mixed.backward(gradient.double())
     assert exact_qkv.grad is not None
     assert exact_bias.grad is not None
-    return mixed.detach(), sums.detach(), exact_qkv.grad, exact_bias.grad
+    return mixed.detach(), peaks.detach(), exact_qkv.grad, exact_bias.grad
 
 
 def got(at: Case) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     qkv, bias, gradient = at.inputs()
-    mixed, sums = attention.attention_forward(qkv, bias, at.starts, **at.options)
-    dqkv, dbias = attention.attention_backward(gradient, qkv, bias, sums, at.starts, **at.options)
-    return mixed, sums, dqkv, dbias
+    mixed, peaks = attention.attention_forward(qkv, bias, at.starts, **at.options)
+    dqkv, dbias = attention.attention_backward(gradient, qkv, bias, peaks, at.starts, **at.options)
+    return mixed, peaks, dqkv, dbias
 
 
 def distance(found: Tensor, exact: Tensor, least: float = 0.1) -> float:
@@ -126,8 +128,8 @@ def distance(found: Tensor, exact: Tensor, least: float = 0.1) -> float:
 
 def assert_exact(at: Case) -> None:
     found, exact = got(at), wanted(at)
-    for name, one, other in zip(("mixed", "lse", "dqkv", "dbias"), found, exact, strict=True):
-        least = 1.0 if name == "lse" else 0.1  # a sum of products may cancel, and is exact as its terms are
+    for name, one, other in zip(("mixed", "peaks", "dqkv", "dbias"), found, exact, strict=True):
+        least = 1.0 if name == "peaks" else 0.1  # a sum of products may cancel, and is exact as its terms are
         assert distance(one, other, least) < TOLERANCE[at.dtype], name
     for name, one, other in zip(("dq", "dk", "dv"), found[2].chunk(3, 1), exact[2].chunk(3, 1), strict=True):
         assert distance(one, other) < TOLERANCE[at.dtype], name
@@ -178,21 +180,21 @@ def test_a_row_does_not_depend_on_its_neighbours(dtype: torch.dtype) -> None:
     qkv, bias, _ = at.inputs()
     alone = case(at.lengths[:1], dtype=dtype, rate=0.0)
     first = qkv[: at.lengths[0]].contiguous()
-    mixed, sums = attention.attention_forward(first, bias, alone.starts, **alone.options)
-    among, among_sums = attention.attention_forward(qkv, bias, at.starts, **at.options)
+    mixed, peaks = attention.attention_forward(first, bias, alone.starts, **alone.options)
+    among, among_peaks = attention.attention_forward(qkv, bias, at.starts, **at.options)
     assert torch.equal(mixed, among[: at.lengths[0]])
-    assert torch.equal(sums, among_sums[: at.lengths[0]])
+    assert torch.equal(peaks, among_peaks[:, :, : at.lengths[0]])
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 def test_large_scores_stay_finite(dtype: torch.dtype) -> None:
     at = case(dtype=dtype)
     qkv, bias, gradient = at.inputs(spread=60.0)
-    mixed, sums = attention.attention_forward(qkv, bias, at.starts, **at.options)
-    dqkv, dbias = attention.attention_backward(gradient, qkv, bias, sums, at.starts, **at.options)
-    exact, exact_sums = reference(at, qkv.double(), bias.double())
-    assert sums.max() > 1000
-    assert distance(sums, exact_sums) < TOLERANCE[dtype]
+    mixed, peaks = attention.attention_forward(qkv, bias, at.starts, **at.options)
+    dqkv, dbias = attention.attention_backward(gradient, qkv, bias, peaks, at.starts, **at.options)
+    exact, exact_peaks = reference(at, qkv.double(), bias.double())
+    assert peaks[0].max() > 1000
+    assert distance(peaks[0], exact_peaks[0]) < TOLERANCE[dtype]
     assert mixed.isfinite().all()
     assert dqkv.isfinite().all()
     assert dbias.isfinite().all()
@@ -205,8 +207,8 @@ def test_what_is_not_finite_stays_so(bad: float, dtype: torch.dtype) -> None:
     at = case((5, 4), dtype=dtype)
     qkv, bias, gradient = at.inputs()
     qkv[2, 0] = bad
-    mixed, sums = attention.attention_forward(qkv, bias, at.starts, **at.options)
-    dqkv, dbias = attention.attention_backward(gradient, qkv, bias, sums, at.starts, **at.options)
+    mixed, peaks = attention.attention_forward(qkv, bias, at.starts, **at.options)
+    dqkv, dbias = attention.attention_backward(gradient, qkv, bias, peaks, at.starts, **at.options)
     assert not mixed[2, : at.size].isfinite().all()
     assert not dqkv[:5].isfinite().all()
     assert not dbias.isfinite().all()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from smoothtune.config.adaptations import Target
@@ -34,7 +36,11 @@ class SelfAttention(nn.Module):
         self.output = nn.Linear(width, width)
 
     def forward(self, x: Tensor, mask: Tensor, change: InLayer = UNCHANGED) -> Tensor:
-        """`x` (R, T, D) and `mask` (R, T) bool, at least one True per row, to (R, T, D), with the LoRA of `change`."""
+        """`x` (R, T, D) and `mask` (R, T) bool to (R, T, D), with the LoRA of `change`.
+
+        A row without tokens mixes its padding: a softmax over nothing is not a number.
+        """
+        mask = mask | ~mask.any(dim=1, keepdim=True)
         rows, tokens, width = x.shape
         heads = change.low_rank(QKV, x, self.qkv(x)).view(rows, tokens, 3, self.heads, width // self.heads)
         query, key, value = (part.transpose(1, 2) for part in heads.unbind(2))  # each (R, H, T, d)
@@ -82,4 +88,32 @@ def reads_ragged() -> bool:
 
 def _mix(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
     """Values (R, H, T, d) mixed over the real tokens of each row."""
+    if query.device.type == "cpu" and torch.is_grad_enabled():
+        mixed: Tensor = _Mixed.apply(query, key, value, mask)  # type: ignore[no-untyped-call]
+        return mixed
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None, None, :])
+
+
+class _Mixed(torch.autograd.Function):
+    """The fused kernel of torch forward, the steps written out backward, in float32 or better.
+
+    The backward pass of the fused CPU kernel makes probabilities of the log-sum-exp of the scores. Beside large scores that
+    number has lost the sum: at scores of 1e6 its gradients are wrong by half, without a word.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+        ctx.save_for_backward(query, key, value, mask)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None, None, :])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        *parts, mask = ctx.saved_tensors
+        wide = torch.promote_types(gradient.dtype, torch.float32)
+        with torch.enable_grad(), torch.autocast("cpu", enabled=False):
+            query, key, value = leaves = [part.detach().to(wide).requires_grad_() for part in parts]
+            scores = query @ key.transpose(2, 3) * query.shape[3] ** -0.5
+            mixed = scores.masked_fill(~mask[:, None, None, :], -torch.inf).softmax(-1) @ value
+        gradients = torch.autograd.grad(mixed, leaves, gradient.to(wide))
+        return *(made.to(part.dtype) for made, part in zip(gradients, parts, strict=True)), None

@@ -95,9 +95,10 @@ class BertEncoder(Encoder):
             x = self.embeddings(tokens) if start is None else start
             changes = {} if change is None else {layer: change}
             tasks = in_layers(() if adaptations is None else adaptations.spans(), self.depth)
-            return Encoded(
-                *self._through(x, first, changes, keep_inputs, lambda block, n, x: block(x, tokens.mask, tasks[n]))
+            x, inputs = self._through(
+                x, first, changes, keep_inputs, lambda block, n, x: block(x, tokens.mask, tasks[n])
             )
+            return Encoded(x.masked_fill(~tokens.mask.unsqueeze(2), 0), inputs)  # as unpacked tokens are
         # Rows that are not wanted have no tokens: places, and with them dropout masks, stay those of the whole batch.
         packing = Packing.of(tokens.mask if rows is None else tokens.mask & rows[:, None])
         x = self._embedded(tokens, packing, dtype) if start is None else packing.pack(start)

@@ -136,6 +136,8 @@ def _check_rows(index: Tensor, table: nn.Embedding, what: str, remedy: str) -> N
     """Raise `UsageError` where `index` (N,) int64 names a row that `table` does not have: kernels do not look."""
     if index.dtype != torch.int64:
         raise UsageError(f"encoder: a {what} is {index.dtype}, expected torch.int64")
+    if not index.numel():
+        return
     low, high = (int(bound) for bound in index.aminmax())
     if low < 0 or high >= table.num_embeddings:
         wrong = low if low < 0 else high

@@ -79,19 +79,19 @@ def activation(u: Tensor, bias: Tensor, kind: str) -> Tensor:
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, bias: Tensor, packing: Packing, heads: int, drop: Drop) -> Tensor:
-        mixed, lse = attention_kernels.attention_forward(
+        mixed, peaks = attention_kernels.attention_forward(
             qkv, bias, packing.starts, heads=heads, width=packing.width, rate=drop.rate, stream=drop.stream
         )
-        ctx.save_for_backward(qkv, bias, lse, packing.starts)
+        ctx.save_for_backward(qkv, bias, peaks, packing.starts)
         ctx.drop, ctx.heads, ctx.width = drop, heads, packing.width
         return mixed
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Grads:
-        qkv, bias, lse, starts = ctx.saved_tensors
+        qkv, bias, peaks, starts = ctx.saved_tensors
         dqkv, dbias = attention_kernels.attention_backward(
-            gradient.contiguous(), qkv, bias, lse, starts,
+            gradient.contiguous(), qkv, bias, peaks, starts,
             heads=ctx.heads, width=ctx.width, rate=ctx.drop.rate, stream=ctx.drop.stream,
         )  # fmt: skip
         return dqkv, dbias, None, None, None

@@ -12,9 +12,9 @@ static inline void activate(float x, float& value, float& slope) {
   } else if (kind == 1) {
     const float inner = 0.79788456080286536f * (x + 0.044715f * x * x * x);
     const float e = fast_exp(2.0f * inner > 80.0f ? 80.0f : 2.0f * inner);
-    const float t = 1.0f - 2.0f / (e + 1.0f);
-    value = 0.5f * x * (1.0f + t);
-    slope = 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * 0.79788456080286536f * (1.0f + 0.134145f * x * x);
+    const float rest = 1.0f / (e + 1.0f), share = e * rest;  // (1 + tanh) / 2 without a difference, which has no tail
+    value = x * share;
+    slope = share + 2.0f * x * share * rest * 0.79788456080286536f * (1.0f + 0.134145f * x * x);
   } else {
     // Abramowitz and Stegun 7.1.26 for erf, absolute error below 1.5e-7; its e^(-x^2/2) serves the slope too.
     const float z = std::fabs(x) * 0.70710678118654752f;

@@ -20,7 +20,9 @@ std::vector<Piece> pieces_of(int64_t count, const int64_t* sizes) {
 
 struct Rates {
   float decay;    // 1 - rate * weight decay
-  float beta1, beta2;
+  float share1;   // 1 - beta1
+  float beta2;
+  float share2;   // 1 - beta2: taken of the float nearest to 0.999 it would be off by 1.3e-5
   float step;     // rate / (1 - beta1^t)
   float root;     // 1 / sqrt(1 - beta2^t)
   float eps;
@@ -31,8 +33,8 @@ inline void update(const Rates& k, int64_t many, float* p, const float* g, float
 #pragma omp simd
   for (int64_t i = 0; i < many; ++i) {
     const float gradient = g[i] * k.scale;
-    const float first = m[i] + (gradient - m[i]) * (1.0f - k.beta1);
-    const float second = k.beta2 * v[i] + (1.0f - k.beta2) * gradient * gradient;
+    const float first = m[i] + (gradient - m[i]) * k.share1;
+    const float second = k.beta2 * v[i] + k.share2 * gradient * gradient;
     m[i] = first;
     v[i] = second;
     p[i] = p[i] * k.decay - k.step * first / (std::sqrt(second) * k.root + k.eps);
@@ -42,7 +44,7 @@ inline void update(const Rates& k, int64_t many, float* p, const float* g, float
 inline void update_without_gradient(const Rates& k, int64_t many, float* p, float* m, float* v) {
 #pragma omp simd
   for (int64_t i = 0; i < many; ++i) {
-    const float first = m[i] + (0.0f - m[i]) * (1.0f - k.beta1);
+    const float first = m[i] + (0.0f - m[i]) * k.share1;
     const float second = k.beta2 * v[i];
     m[i] = first;
     v[i] = second;
@@ -53,9 +55,9 @@ inline void update_without_gradient(const Rates& k, int64_t many, float* p, floa
 }  // namespace
 
 API void adamw_dense(int64_t count, const int64_t* sizes, float* const* p, const float* const* g, float* const* m,
-                     float* const* v, float decay, float beta1, float beta2, float step, float root, float eps,
-                     float scale) {
-  const Rates rates{decay, beta1, beta2, step, root, eps, scale};
+                     float* const* v, float decay, float share1, float beta2, float share2, float step, float root,
+                     float eps, float scale) {
+  const Rates rates{decay, share1, beta2, share2, step, root, eps, scale};
   const std::vector<Piece> pieces = pieces_of(count, sizes);
 #pragma omp parallel for schedule(static) if (pieces.size() > 2)
   for (size_t i = 0; i < pieces.size(); ++i) {
@@ -69,9 +71,9 @@ API void adamw_dense(int64_t count, const int64_t* sizes, float* const* p, const
 // row at most once. Rows that never had one (`seen` 0) have zero moments: only their decay is left to do, and nothing
 // at all where there is none.
 API void adamw_rows(int64_t rows, int64_t width, float* p, float* m, float* v, uint8_t* seen, int64_t many,
-                    const int64_t* index, const float* g, float decay, float beta1, float beta2, float step, float root,
-                    float eps, float scale) {
-  const Rates rates{decay, beta1, beta2, step, root, eps, scale};
+                    const int64_t* index, const float* g, float decay, float share1, float beta2, float share2,
+                    float step, float root, float eps, float scale) {
+  const Rates rates{decay, share1, beta2, share2, step, root, eps, scale};
   std::vector<int64_t> slot(rows, -1);
   for (int64_t i = 0; i < many; ++i) slot[index[i]] = i;
 #pragma omp parallel for schedule(static, 64)

@@ -15,16 +15,20 @@ from torch import Tensor
 
 from smoothtune.runtime.kernels.building import kernels
 
-_RATES = [ctypes.c_float] * 7
+_RATES = [ctypes.c_float] * 8
 
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """Factors of one step: `decay` 1 - rate * weight decay, `step` rate / (1 - beta1^t), `root` 1 / sqrt(1 - beta2^t)."""
+    """Factors of one step: `decay` 1 - rate * weight decay, `step` rate / (1 - beta1^t), `root` 1 / sqrt(1 - beta2^t).
+
+    `share1` is 1 - beta1 and `share2` is 1 - beta2, which are made before they are rounded to float32.
+    """
 
     decay: float
-    beta1: float
+    share1: float
     beta2: float
+    share2: float
     step: float
     root: float
     eps: float
@@ -36,11 +40,12 @@ class Rates:
     ) -> Rates:
         """The factors of step `step`, counted from 1; `scale` multiplies the gradients."""
         first, second = 1 - betas[0] ** step, 1 - betas[1] ** step
-        return cls(1 - rate * weight_decay, betas[0], betas[1], rate / first, second**-0.5, eps, scale)
+        shares = 1 - betas[0], 1 - betas[1]
+        return cls(1 - rate * weight_decay, shares[0], betas[1], shares[1], rate / first, second**-0.5, eps, scale)
 
     def values(self) -> tuple[float, ...]:
         """In the order of the kernels."""
-        return self.decay, self.beta1, self.beta2, self.step, self.root, self.eps, self.scale
+        return self.decay, self.share1, self.beta2, self.share2, self.step, self.root, self.eps, self.scale
 
 
 @cache

@@ -46,24 +46,27 @@ def fits(hidden: int, heads: int) -> bool:
 def attention_forward(
     qkv: Tensor, bias: Tensor, starts: Tensor, *, heads: int, width: int, rate: float, stream: int
 ) -> tuple[Tensor, Tensor]:
-    """What attention makes of `qkv`, (N, D) in its type, and the log-sum-exp of scaled scores, (N, heads) float32."""
+    """What attention makes of `qkv`, (N, D) in its type, and the scores' peaks for the backward, (2, heads, N) float32.
+
+    Peaks are each query's largest score before scaling, and 1 / the sum of exp(score - largest) of scaled scores.
+    """
     tokens, hidden = qkv.shape[0], qkv.shape[1] // 3
     _check(qkv, bias, starts, heads)
     mixed = torch.empty(tokens, hidden, dtype=qkv.dtype)
-    lse = torch.empty(tokens, heads)
+    peaks = torch.empty(2, heads, tokens)
     _function("forward", qkv)(
         qkv.data_ptr(), bias.data_ptr(), starts.data_ptr(),
         starts.shape[0] - 1, heads, hidden // heads, width, rate, stream,
-        mixed.data_ptr(), lse.data_ptr(),
+        mixed.data_ptr(), peaks.data_ptr(),
     )  # fmt: skip
-    return mixed, lse
+    return mixed, peaks
 
 
 def attention_backward(
     dmixed: Tensor,
     qkv: Tensor,
     bias: Tensor,
-    lse: Tensor,
+    peaks: Tensor,
     starts: Tensor,
     *,
     heads: int,
@@ -73,19 +76,19 @@ def attention_backward(
 ) -> tuple[Tensor, Tensor]:
     """The gradients of `qkv`, (N, 3 D) in its type, and of `bias`, (3 D,) float32, from that of `mixed` (N, D).
 
-    `lse` and the rest are those of the forward. The sums over tokens do not depend on the number of threads.
+    `peaks` and the rest are those of the forward. The sums over tokens do not depend on the number of threads.
     """
     hidden = qkv.shape[1] // 3
     _check(qkv, bias, starts, heads)
     assert dmixed.shape == (qkv.shape[0], hidden), "one gradient for each mixed value"
     assert dmixed.dtype == qkv.dtype, "one number format"
     assert dmixed.is_contiguous(), "a gradient in one piece"
-    assert lse.shape == (qkv.shape[0], heads), "one sum for each token and head"
-    assert lse.is_contiguous(), "sums in one piece"
+    assert peaks.shape == (2, heads, qkv.shape[0]), "two numbers for each token and head"
+    assert peaks.is_contiguous(), "peaks in one piece"
     dqkv = torch.empty_like(qkv)
     dbias = torch.empty(3 * hidden)
     _function("backward", qkv)(
-        dmixed.data_ptr(), qkv.data_ptr(), bias.data_ptr(), lse.data_ptr(), starts.data_ptr(),
+        dmixed.data_ptr(), qkv.data_ptr(), bias.data_ptr(), peaks.data_ptr(), starts.data_ptr(),
         starts.shape[0] - 1, heads, hidden // heads, width, rate, stream,
         dqkv.data_ptr(), dbias.data_ptr(),
     )  # fmt: skip

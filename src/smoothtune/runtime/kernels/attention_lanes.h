@@ -1,4 +1,4 @@
-// Sixteen numbers at a time: exponential, logarithm and dropout draws for attention, on any processor.
+// Sixteen numbers at a time: exponential and dropout draws for attention, on any processor.
 #pragma once
 
 #include "common.h"
@@ -38,24 +38,6 @@ static inline Floats power_of_two(Floats x) {
   for (int i = 0; i < LANES; ++i) p[i] = std::scalbn(p[i], int(whole[i]));
   return p;
 #endif
-}
-
-// Natural logarithm of a normal x > 0 (Cephes logf); relative error below 2e-7.
-static inline Floats logarithm(Floats x) {
-  const Words shifted = (Words)x - 0x3f3504f3u;  // the mantissa comes to lie in sqrt(1/2) .. sqrt(2)
-  const Floats exponent = __builtin_convertvector((Signed)shifted >> 23, Floats);
-  const Floats m = (Floats)((shifted & 0x7fffffu) + 0x3f3504f3u) - 1.0f;
-  const Floats z = m * m;
-  Floats p = m * 7.0376836292e-2f - 1.1514610310e-1f;
-  p = p * m + 1.1676998740e-1f;
-  p = p * m - 1.2420140846e-1f;
-  p = p * m + 1.4249322787e-1f;
-  p = p * m - 1.6668057665e-1f;
-  p = p * m + 2.0000714765e-1f;
-  p = p * m - 2.4999993993e-1f;
-  p = p * m + 3.3333331174e-1f;
-  const Floats y = p * m * z + exponent * -2.12194440e-4f - 0.5f * z + m + exponent * 0.693359375f;
-  return x <= 3.4e38f ? y : x;
 }
 
 // `Draws::word` of sixteen numbers.

@@ -8,8 +8,7 @@
 namespace attention {
 
 constexpr int QUERIES = 32;  // of a block; a block of no more than 16 leaves the second half alone
-constexpr float NEVER = 1e30f;  // as log-sum-exp: every probability of that query is zero
-constexpr float LOG2_E = 1.44269504088896341f, LN_2 = 0.693147180559945309f;
+constexpr float LOG2_E = 1.44269504088896341f;
 
 // The queries of a block: where their draws begin, how many there are, and how many keys they see.
 struct Block {
@@ -31,68 +30,81 @@ struct Block {
   }
 };
 
-// Calls visit(key, drop) for every key; drop(x) is x without what its draws drop, not yet scaled up. `Products::attend`
-// is called every few hundred cycles.
+// The sum over keys of visit(key, drop), which is called for each; drop(x) is x without what its draws drop, not yet
+// scaled up. Sums are made of 32 keys, then of these. `Products::attend` is called every few hundred cycles.
 template <typename Products, typename Visit>
-static inline void for_keys(const Block& block, int group, const Visit& visit) {
+static inline Floats sum_keys(const Block& block, int group, const Visit& visit) {
   const Draws draws = block.draws;
+  Floats total = {};
   if (!block.dropping) {
-    for (int64_t j = 0; j < block.keys; ++j) {
-      visit(j, [](Floats x) { return x; });
+    for (int64_t begin = 0; begin < block.keys; begin += 32) {
+      Floats sum = {};
+      for (int64_t j = begin; j < std::min<int64_t>(begin + 32, block.keys); ++j)
+        sum += visit(j, [](Floats x) { return x; });
+      total += sum;
     }
-    return;
+    return total;
   }
   const Words words = block.words(group);
   for (int64_t begin = 0; begin < block.keys; begin += 32) {
     const int64_t many = std::min<int64_t>(LANES, block.keys - begin);
+    Floats sum = {};
     for (int64_t j = 0; j < many; ++j) {
       const Words word = drawn(draws, words + uint32_t(begin / 2 + j));
-      visit(begin + j, [&](Floats x) { return kept(draws, word & 0xffffu, x); });
+      sum += visit(begin + j, [&](Floats x) { return kept(draws, word & 0xffffu, x); });
       const int64_t later = begin + j + LANES;
-      if (later < block.keys) visit(later, [&](Floats x) { return kept(draws, word >> 16, x); });
+      if (later < block.keys) sum += visit(later, [&](Floats x) { return kept(draws, word >> 16, x); });
     }
+    total += sum;
     Products::attend();
   }
+  return total;
 }
 
-// Scores become exp(scale * (score - largest)) without what is dropped; `inverse` (QUERIES) is the factor that makes
-// dropped probabilities of these, `lse` (QUERIES) the log-sum-exp of the scaled scores.
+// What the backward needs to make the probabilities of a block's queries again: p = exp(scale * (score - largest)) *
+// inverse. One number, largest * scale + log(sum), would lose the sum beside a large score.
+struct Peaks {
+  alignas(64) float largest[QUERIES];
+  alignas(64) float inverse[QUERIES];  // 1 / the sum of the exponentials; 0: every probability of that query is zero
+};
+
+// Scores become exp(scale * (score - largest)) without what is dropped; `factors` (QUERIES) make dropped probabilities
+// of these.
 template <typename Products>
-static inline void softmax_forward(const Block& block, float* scores, float* lse, float* inverse) {
+static inline void softmax_forward(const Block& block, float* scores, Peaks& peaks, float* factors) {
   const float scale = block.scale * LOG2_E, up = block.dropping ? block.draws.scale : 1.0f;
   for (int group = 0; group < block.groups(); ++group) {
     float* at = scores + group * LANES;
-    Floats top = floats(at), total = {};
+    Floats top = floats(at);
     for (int64_t j = 1; j < block.keys; ++j) top = larger(floats(at + j * QUERIES), top);
-    const Floats base = top * scale;
-    for_keys<Products>(block, group, [&](int64_t j, auto drop) {
+    const Floats total = sum_keys<Products>(block, group, [&](int64_t j, auto drop) {
       Floats& score = floats(at + j * QUERIES);
-      const Floats e = power_of_two(score * scale - base);
-      total += e;
+      const Floats e = power_of_two((score - top) * scale);
       score = drop(e);
+      return e;
     });
-    floats(lse + group * LANES) = top * block.scale + logarithm(total);
-    floats(inverse + group * LANES) = up / total;
+    floats(peaks.largest + group * LANES) = top;
+    floats(peaks.inverse + group * LANES) = 1.0f / total;
+    floats(factors + group * LANES) = up / total;
   }
 }
 
 // Scores become dropped probabilities, and `gradients` of those the gradients of the scores before scaling, times
 // scale. `whole` is room for the probabilities themselves.
 template <typename Products>
-static inline void softmax_backward(const Block& block, const float* lse, float* scores, float* gradients,
+static inline void softmax_backward(const Block& block, const Peaks& peaks, float* scores, float* gradients,
                                     float* whole) {
   const float scale = block.scale * LOG2_E, up = block.dropping ? block.draws.scale : 1.0f;
   for (int group = 0; group < block.groups(); ++group) {
     const int64_t shift = group * LANES;
-    const Floats base = floats(lse + shift) * LOG2_E;
-    Floats mean = {};
-    for_keys<Products>(block, group, [&](int64_t j, auto drop) {
+    const Floats top = floats(peaks.largest + shift), inverse = floats(peaks.inverse + shift), raised = inverse * up;
+    const Floats mean = sum_keys<Products>(block, group, [&](int64_t j, auto drop) {
       Floats &score = floats(scores + j * QUERIES + shift), &gradient = floats(gradients + j * QUERIES + shift);
-      const Floats p = power_of_two(score * scale - base), dropped = drop(p * up), product = dropped * gradient;
-      floats(whole + j * QUERIES + shift) = p;
+      const Floats e = power_of_two((score - top) * scale), dropped = drop(e * raised), product = dropped * gradient;
+      floats(whole + j * QUERIES + shift) = e * inverse;
       score = dropped;
       gradient = product;
-      mean += product;
+      return product;
     });
     for (int64_t j = 0; j < block.keys; ++j) {
       Floats& gradient = floats(gradients + j * QUERIES + shift);

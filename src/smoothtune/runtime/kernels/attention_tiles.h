@@ -82,6 +82,10 @@ class TileProducts {
       const __mmask32 present = columns(c);
       __m512 front_sum = _mm512_setzero_ps(), back_sum = front_sum;
       for (int64_t t = 0; t < count; ++t) {
+        if (sums && t > 0 && t % QUERIES == 0) {
+          add_to(sums + c, present, front_sum, back_sum);
+          front_sum = back_sum = _mm512_setzero_ps();
+        }
         const __m512 factor = _mm512_set1_ps(factors ? factors[t] : 1.0f);
         const __m512 front = _mm512_mul_ps(_mm512_load_ps(from + t * deep_ + c), factor);
         const __m512 back = _mm512_mul_ps(_mm512_load_ps(from + t * deep_ + c + 16), factor);

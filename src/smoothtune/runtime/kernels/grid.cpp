@@ -3,57 +3,11 @@
 // Grids are bf16 or float (T). Batch norm is over real cells. Every pass that writes a grid writes its zeros too. Sums are made
 // per example and then over examples in order, so that they do not depend on the number of threads. Knows nothing of
 // convolutions.
-#include "grid.h"
+#include "grid_numbers.h"
 
 #if defined(__AVX512F__) && defined(__AVX512BW__)
 
-// GCC 12 warns of variables of its own headers that it leaves undefined on purpose.
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-
 namespace {
-
-// 32 channels of one cell in two registers.
-struct Pair {
-  __m512 low, high;
-
-  Pair(__m512 low, __m512 high) : low(low), high(high) {}
-  explicit Pair(float all) : low(_mm512_set1_ps(all)), high(low) {}
-  explicit Pair(const float* from) : low(_mm512_loadu_ps(from)), high(_mm512_loadu_ps(from + 16)) {}
-  explicit Pair(const bf16* from) {
-    const __m512i both = _mm512_loadu_si512(from);
-    low = wide(_mm512_castsi512_si256(both));
-    high = wide(_mm512_extracti64x4_epi64(both, 1));
-  }
-  static inline __m512 wide(__m256i x) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16)); }
-
-  inline void store(float* to) const {
-    _mm512_storeu_ps(to, low);
-    _mm512_storeu_ps(to + 16, high);
-  }
-  inline void store(bf16* to) const {
-#ifdef __AVX512BF16__
-    const __m512bh both = _mm512_cvtne2ps_pbh(high, low);
-    std::memcpy(to, &both, 64);
-#else
-    float all[32];
-    store(all);
-    for (int c = 0; c < 32; ++c) to[c] = narrow<bf16>(all[c]);
-#endif
-  }
-  inline Pair operator+(const Pair& x) const { return {_mm512_add_ps(low, x.low), _mm512_add_ps(high, x.high)}; }
-  inline Pair operator-(const Pair& x) const { return {_mm512_sub_ps(low, x.low), _mm512_sub_ps(high, x.high)}; }
-  inline Pair operator*(const Pair& x) const { return {_mm512_mul_ps(low, x.low), _mm512_mul_ps(high, x.high)}; }
-  // Not-a-number stays: the second operand is taken when one is.
-  inline Pair rectified() const {
-    const __m512 zero = _mm512_setzero_ps();
-    return {_mm512_max_ps(zero, low), _mm512_max_ps(zero, high)};
-  }
-  inline Pair where_positive(const Pair& x) const {
-    const __m512 zero = _mm512_setzero_ps();
-    return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x.low, zero, _CMP_GT_OQ), low),
-            _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x.high, zero, _CMP_GT_OQ), high)};
-  }
-};
 
 // Dropout's factors; rows of draws are the cells (b, i, j) of the padded grid of `height` x `padded` cells.
 struct Dropped {
@@ -140,9 +94,10 @@ void zero_around(const Example* examples, int64_t b, T* grid, int64_t width) {
 
 // `sums` (width) of `parts` (count, width).
 void total(const float* parts, int64_t count, int64_t width, float* sums) {
-  std::fill(sums, sums + width, 0.0f);
+  std::vector<double> all(width, 0.0);
   for (int64_t b = 0; b < count; ++b)
-    for (int64_t c = 0; c < width; ++c) sums[c] += parts[b * width + c];
+    for (int64_t c = 0; c < width; ++c) all[c] += double(parts[b * width + c]);
+  std::copy(all.begin(), all.end(), sums);
 }
 
 // `columns` (cells, 32): the nine neighbours' three numbers of every real cell, [tap][channel], then 5 zeros.
@@ -193,13 +148,12 @@ void statistics(const Example* examples, int64_t count, int64_t real, const T* y
   const auto sum = [&](float* sums, auto term) {
 #pragma omp parallel for schedule(dynamic)
     for (int64_t b = 0; b < count; ++b) {
-      float* mine = parts + b * width;
-      std::fill(mine, mine + width, 0.0f);
+      std::vector<double> mine(width, 0.0);
       each_row(examples[b], width, [&](int64_t first, int64_t cells, int64_t, int64_t c) {
-        Pair all(mine + c);
-        for (int64_t j = 0; j < cells; ++j) all = all + term(Pair(y + (first + j) * width + c), c);
-        all.store(mine + c);
+        Tally all(mine.data() + c);
+        for (int64_t j = 0; j < cells; ++j) all.add(term(Pair(y + (first + j) * width + c), c));
       });
+      std::copy(mine.begin(), mine.end(), parts + b * width);
     }
     total(parts, count, width, sums);
   };
@@ -242,12 +196,11 @@ void normed_sums(const Example* examples, int64_t count, const T* y, const T* z,
   const Dropped dropped(stream, rate, height, padded, width);
 #pragma omp parallel for schedule(dynamic)
   for (int64_t b = 0; b < count; ++b) {
-    float* mine = parts + b * 2 * width;
-    std::fill(mine, mine + 2 * width, 0.0f);
+    std::vector<double> mine(2 * width, 0.0);
     if (passed) zero_around(examples, b, passed, width);
     each_row(examples[b], width, [&](int64_t first, int64_t cells, int64_t i, int64_t c) {
       const Pair means(mean + c);
-      Pair plain(mine + c), times(mine + width + c);
+      Tally plain(mine.data() + c), times(mine.data() + width + c);
       for (int64_t j = 0; j < cells; ++j) {
         const int64_t at = (first + j) * width + c;
         Pair d = Pair(g + at).where_positive(Pair(z + at));
@@ -257,12 +210,11 @@ void normed_sums(const Example* examples, int64_t count, const T* y, const T* z,
         } else {
           d = d * dropped.full;  // what was dropped is 0 in z
         }
-        plain = plain + d;
-        times = times + d * (Pair(y + at) - means);
+        plain.add(d);
+        times.add(d * (Pair(y + at) - means));
       }
-      plain.store(mine + c);
-      times.store(mine + width + c);
     });
+    std::copy(mine.begin(), mine.end(), parts + b * 2 * width);
   }
   total(parts, count, 2 * width, sums);
 }

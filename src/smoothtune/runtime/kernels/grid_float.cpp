@@ -15,7 +15,7 @@ namespace {
 
 constexpr int ROWS = 12;         // cells of a block of sums: 24 registers
 constexpr int INPUTS = 8;        // rows of a block of a weight's gradient: 16 registers
-constexpr int64_t CHUNK = 256;   // cells whose operands stay in the second-level cache beside the sums
+constexpr int64_t CHUNK = 256;   // cells whose operands stay in the second-level cache beside the sums, and that are added up first
 
 // Distance, in cells, from a cell to the one that a tap reads.
 inline int64_t offset_of(int64_t tap, int64_t taps, int64_t pitch) {
@@ -74,10 +74,7 @@ constexpr std::array<Block*, ROWS> BLOCKS = blocks_of(std::make_index_sequence<R
 void accumulate(const float* g, const float* x, int64_t in, int64_t out, int64_t from, int64_t to, int64_t offset,
                 float* sums) {
   __m512 low[INPUTS], high[INPUTS];
-  for (int r = 0; r < INPUTS; ++r) {
-    low[r] = _mm512_loadu_ps(sums + 32 * r);
-    high[r] = _mm512_loadu_ps(sums + 32 * r + 16);
-  }
+  for (int r = 0; r < INPUTS; ++r) low[r] = high[r] = _mm512_setzero_ps();
   for (int64_t cell = from; cell < to; ++cell) {
     const __m512 left = _mm512_loadu_ps(g + cell * out), right = _mm512_loadu_ps(g + cell * out + 16);
     const float* values = x + (cell + offset) * in;
@@ -88,8 +85,8 @@ void accumulate(const float* g, const float* x, int64_t in, int64_t out, int64_t
     }
   }
   for (int r = 0; r < INPUTS; ++r) {
-    _mm512_storeu_ps(sums + 32 * r, low[r]);
-    _mm512_storeu_ps(sums + 32 * r + 16, high[r]);
+    _mm512_storeu_ps(sums + 32 * r, _mm512_add_ps(_mm512_loadu_ps(sums + 32 * r), low[r]));
+    _mm512_storeu_ps(sums + 32 * r + 16, _mm512_add_ps(_mm512_loadu_ps(sums + 32 * r + 16), high[r]));
   }
 }
 

@@ -30,16 +30,22 @@ struct Row {
   float mean, rstd;
 };
 
-// Mean and 1 / sqrt(variance + eps) of z[0..width).
+// Mean and 1 / sqrt(variance + eps) of z[0..width). Differences from the first number are added up, or the rounding of
+// a large sum would be all the variance that a row of nearly equal numbers has; what rounding leaves is taken off after.
 inline Row statistics(const float* z, int64_t width, float eps) {
+  const float first = z[0];
   float sum = 0.0f;
 #pragma omp simd reduction(+ : sum)
-  for (int64_t c = 0; c < width; ++c) sum += z[c];
-  const float mean = sum / float(width);
-  float squares = 0.0f;
-#pragma omp simd reduction(+ : squares)
-  for (int64_t c = 0; c < width; ++c) squares += (z[c] - mean) * (z[c] - mean);
-  return {mean, 1.0f / std::sqrt(squares / float(width) + eps)};
+  for (int64_t c = 0; c < width; ++c) sum += z[c] - first;
+  const float mean = first + sum / float(width);
+  float squares = 0.0f, off = 0.0f;
+#pragma omp simd reduction(+ : squares, off)
+  for (int64_t c = 0; c < width; ++c) {
+    off += z[c] - mean;
+    squares += (z[c] - mean) * (z[c] - mean);
+  }
+  off /= float(width);
+  return {mean + off, 1.0f / std::sqrt(std::max(squares / float(width) - off * off, 0.0f) + eps)};
 }
 
 // z *= dropout factors of `row`.

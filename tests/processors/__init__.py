@@ -1,0 +1,1 @@
+"""Kernels as other processors would build them, on the one at hand."""
