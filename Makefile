@@ -34,9 +34,12 @@ test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 # Ends runs in every way there is: KILLS of them at random moments, each write of a run on a full disk; tells how many went on to the same bits.
+# Models shared by 8 threads answer CALLS calls each.
 .PHONY: test-faults
 KILLS ?= 100
+CALLS ?= 1000
 test-faults: setup
+	OMP_NUM_THREADS=1 SMOOTHTUNE_THREAD_CALLS=$(CALLS) $(BIN)/python -m pytest --timeout 7200 tests/test_threads.py
 	SMOOTHTUNE_KILLS=$(KILLS) SMOOTHTUNE_FULL=1 $(BIN)/python -m pytest -s --timeout 7200 tests/test_kills.py tests/test_disk_full.py tests/test_checkpoint.py
 
 # Damaged and hostile files for everything that reads files; FUZZ=N for another number of them, SEED=N for others.

@@ -13,6 +13,7 @@ from threadpoolctl import threadpool_limits
 from smoothtune.errors import UsageError
 from smoothtune.runtime.forking import threads_allowed, watch_forks
 from smoothtune.runtime.processes import ALONE, Processes
+from smoothtune.system import cores
 
 
 def pick_device(name: str, processes: Processes = ALONE) -> torch.device:
@@ -60,13 +61,6 @@ def set_threads(count: int | None, processes: Processes = ALONE) -> int:
     count = threads_allowed(count)
     torch.set_num_threads(count)
     return count
-
-
-def cores() -> int:
-    """The cores that this process may use; where the system does not say, all of them."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @contextmanager
