@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
+from importlib.util import find_spec
 from typing import IO
 
 from smoothtune.errors import UsageError
@@ -48,11 +50,21 @@ def sync(path: str | os.PathLike[str]) -> None:
         os.close(number)
 
 
+def check_locks() -> None:
+    """Raise `UsageError` on a system without file locks."""
+    if not any(_importable(name) for name in ("fcntl", "msvcrt")):
+        raise UsageError(
+            "this system has no file locks (neither fcntl nor msvcrt), so that two processes could write one run; "
+            "train on Linux, macOS or Windows"
+        )
+
+
 def lock(number: int) -> bool:
     """Lock an open file for as long as it is open; whether nobody else had locked it.
 
     Raises `OSError` where the disk takes no locks, and `UsageError` on a system without any.
     """
+    check_locks()
     try:
         _lock(number)
     except OSError as error:
@@ -66,18 +78,13 @@ def _lock(number: int) -> None:
     try:
         import fcntl
     except ImportError:
-        _lock_on_windows(number)
+        import msvcrt
+
+        os.lseek(number, _LOCKED_BYTE, os.SEEK_SET)
+        msvcrt.locking(number, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
     else:
         fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def _lock_on_windows(number: int) -> None:
-    try:
-        import msvcrt
-    except ImportError:
-        raise UsageError(
-            "this system has no file locks (neither fcntl nor msvcrt), so that two processes could write one run; "
-            "train on Linux, macOS or Windows"
-        ) from None
-    os.lseek(number, _LOCKED_BYTE, os.SEEK_SET)
-    msvcrt.locking(number, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+def _importable(name: str) -> bool:
+    return sys.modules[name] is not None if name in sys.modules else find_spec(name) is not None
