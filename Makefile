@@ -98,6 +98,11 @@ bench-pwim: setup
 bench-frozen: setup
 	$(BENCH)/captured.py frozen --epochs 3
 
+# OTHER is the src folder of another checkout, with which single-thread calls are compared.
+.PHONY: bench-shared-model
+bench-shared-model: setup
+	OMP_NUM_THREADS=1 $(BENCH)/shared_model.py --other $(OTHER)
+
 bench-mixed: setup
 	$(BENCH)/mixed_batch.py
 

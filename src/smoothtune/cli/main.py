@@ -53,7 +53,7 @@ def _arguments_shown() -> Iterator[None]:
     try:
         yield
     except _ArgumentError as error:
-        vars(error)["message"] = printable(str(vars(error)["message"]))
+        vars(error)["message"] = printable(str(vars(error)["message"]), lines=True)
         raise
 
 

@@ -22,8 +22,8 @@ _NUMBER = re.compile(r"|nan|[+-]?[0-9,]*\.?[0-9]+ ?%?")
 class PlainConsole(Console):
     """Prints texts as they are: no markup and no emoji codes, since labels may look like them, and nothing to obey."""
 
-    def __init__(self, *, stderr: bool = False, width: int | None = None) -> None:
-        super().__init__(stderr=stderr, width=width, highlight=False, markup=False, emoji=False)
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, **options)
 
     def print(self, *objects: Any, **options: Any) -> None:
         """See `Console.print`."""
