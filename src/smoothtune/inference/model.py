@@ -64,7 +64,8 @@ class _Window:
 class Model:
     """Loads a model folder and answers any of its tasks.
 
-    `dtype` is that of training and evaluation; `precision_of` says in what predictions are computed, and why.
+    `dtype` is that of training and evaluation; `precision_of` says in what predictions are computed, and why. Threads may
+    share a model: each call is answered as one thread alone would be.
     """
 
     def __init__(

@@ -14,7 +14,7 @@ from smoothtune.runtime.forking import ProcessLock
 
 @dataclass(slots=True)
 class _Rest:
-    """The modes before, and how many are at it."""
+    """The modes to go back to, none where all rested before, and how many are at it."""
 
     modes: list[tuple[nn.Module, bool]]
     users: int = 0
@@ -30,8 +30,10 @@ def at_rest(module: nn.Module) -> Iterator[None]:
     with _lock:
         rest = _resting.get(module)
         if rest is None:
-            rest = _resting[module] = _Rest([(part, part.training) for part in module.modules()])
-            module.eval()
+            modes = [(part, part.training) for part in module.modules()]
+            rest = _resting[module] = _Rest(modes if any(training for _, training in modes) else [])
+            if rest.modes:
+                module.eval()
         rest.users += 1
     try:
         yield
