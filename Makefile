@@ -34,9 +34,12 @@ test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 # Ends runs in every way there is: KILLS of them at random moments, each write of a run on a full disk; tells how many went on to the same bits.
+# Models shared by 8 threads answer CALLS calls each.
 .PHONY: test-faults
 KILLS ?= 100
+CALLS ?= 1000
 test-faults: setup
+	OMP_NUM_THREADS=1 SMOOTHTUNE_THREAD_CALLS=$(CALLS) $(BIN)/python -m pytest --timeout 7200 tests/test_threads.py
 	SMOOTHTUNE_KILLS=$(KILLS) SMOOTHTUNE_FULL=1 $(BIN)/python -m pytest -s --timeout 7200 tests/test_kills.py tests/test_disk_full.py tests/test_checkpoint.py
 
 # The kernels as a processor without AVX-512, and one with a tile unit (emulated), would build them.
@@ -100,6 +103,11 @@ bench-pwim: setup
 
 bench-frozen: setup
 	$(BENCH)/captured.py frozen --epochs 3
+
+# OTHER is the src folder of another checkout, with which single-thread calls are compared.
+.PHONY: bench-shared-model
+bench-shared-model: setup
+	OMP_NUM_THREADS=1 $(BENCH)/shared_model.py --other $(OTHER)
 
 bench-mixed: setup
 	$(BENCH)/mixed_batch.py

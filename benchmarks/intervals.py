@@ -35,6 +35,13 @@ def ratio_of_medians(numerator: Sequence[float], denominator: Sequence[float]) -
     return Interval(float(np.median(numerator) / np.median(denominator)), float(low), float(high))
 
 
+def median_of_ratios(numerator: Sequence[float], denominator: Sequence[float]) -> Interval:
+    """The median ratio of values measured in pairs; percentile bootstrap over the pairs, with a fixed seed."""
+    ratios = np.asarray(numerator, dtype=float) / np.asarray(denominator, dtype=float)
+    low, high = np.percentile(_medians(ratios, np.random.default_rng(0)), [2.5, 97.5])
+    return Interval(float(np.median(ratios)), float(low), float(high))
+
+
 def _medians(values: np.ndarray, draw: np.random.Generator) -> np.ndarray:
     chosen: np.ndarray = np.median(values[draw.integers(0, len(values), (DRAWS, len(values)))], axis=1)
     return chosen

@@ -21,7 +21,7 @@ from smoothtune.nn.bert import BertEncoder
 from smoothtune.nn.dropout import name_places
 from smoothtune.nn.encoder import Encoder
 from smoothtune.nn.fresh import fresh_adapters, fresh_lora
-from smoothtune.nn.merging import Merged
+from smoothtune.nn.merging import merged
 from smoothtune.nn.wrapped import WrappedEncoder
 from smoothtune.runtime.device import computing_in
 from smoothtune.runtime.random import Pass, drawing
@@ -342,12 +342,11 @@ def test_lora_of_such_a_deberta_changes_its_positions_too() -> None:
     assert lora is not None
     with torch.no_grad():
         found = encoder(tokens, adaptations=through(Adaptation(lora), tokens)).states
-        Merged(encoder, "task", lora)
-        assert far(found, encoder(tokens).states, tokens.mask) < 2e-5
+        assert far(found, merged(encoder, lora)(tokens).states, tokens.mask) < 2e-5
 
 
 @families
-def test_merged_lora_answers_alike_and_is_taken_out_to_the_bit(family: str) -> None:
+def test_merged_lora_answers_alike_and_the_encoder_stays_as_it_is(family: str) -> None:
     encoder, tokens = build(family).eval(), ragged()
     lora = made(encoder, size=None).lora
     assert lora is not None
@@ -355,11 +354,17 @@ def test_merged_lora_answers_alike_and_is_taken_out_to_the_bit(family: str) -> N
     with path_of(family), torch.no_grad():
         bare = encoder(tokens).states
         expected = encoder(tokens, adaptations=through(Adaptation(lora), tokens)).states
-        merged = Merged(encoder, "task", lora)
-        assert far(encoder(tokens).states, expected, tokens.mask) < 2e-5
-        merged.undo()
+        twin = merged(encoder, lora)
+        assert far(twin(tokens).states, expected, tokens.mask) < 2e-5
+        own = {part.data_ptr() for part in encoder.parameters()}
+        assert {name for name, part in twin.named_parameters() if part.data_ptr() not in own} == _changed(twin, encoder)
         assert all(torch.equal(part, before[name]) for name, part in encoder.state_dict().items())
         assert torch.equal(encoder(tokens).states, bare)
+
+
+def _changed(twin: Encoder, encoder: Encoder) -> set[str]:
+    before = dict(encoder.named_parameters())
+    return {name for name, part in twin.named_parameters() if not torch.equal(part, before[name])}
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,12 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 from typer.testing import CliRunner
 
 from smoothtune import __version__
 from smoothtune.cli.check import _print_report
 from smoothtune.cli.main import app, main
+from smoothtune.cli.tables import PlainConsole
 from smoothtune.config.catalogue import catalogue
 from smoothtune.config.loading import PACKAGED, load, packaged_names
 from smoothtune.workflow.check import check_experiment
@@ -561,7 +561,7 @@ def test_the_table_of_check_moves_the_labels_below_it_where_it_is_narrow(sst: Pa
     report = check_experiment(sst / "sst.toml")
     shown = {}
     for width in (80, 160):
-        console = Console(width=width, file=StringIO(), highlight=False)
+        console = PlainConsole(width=width, file=StringIO())
         _print_report(report, console)
         shown[width] = console.file.getvalue().splitlines()
     assert [line for line in shown[80][:4] if len(line) > 80] == []

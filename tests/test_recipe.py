@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import tomllib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +18,16 @@ from typer.testing import CliRunner
 from smoothtune.cli.main import app
 from smoothtune.config.loading import load, to_toml
 from smoothtune.config.trunks import SiameseTrunk as SiameseOptions
-from smoothtune.errors import ConfigurationError, UsageError
+from smoothtune.errors import ConfigurationError, TerminatedError, UsageError
 from smoothtune.inference.answering import answer_examples, features_of
 from smoothtune.nn.trunks.siamese import SiameseTrunk
+from smoothtune.runtime.signals import terminable
 from smoothtune.training.stage_events import StageEnd, StageEpoch
 from smoothtune.workflow import trial
 from smoothtune.workflow.evaluate import evaluate_run
 from smoothtune.workflow.probe_fit import ProbeRows, set_probes
 from smoothtune.workflow.recipe import Choosing, RecipeChosen
-from smoothtune.workflow.train import resume, train
+from smoothtune.workflow.train import chosen_experiment, resume, train
 from tests.killing import KillAt, metrics, same_run, until_killed
 from tests.small_data import GROUPS, prepare, table
 
@@ -78,6 +81,50 @@ def test_layers_that_the_encoder_does_not_have_are_refused(
     wanted = table(tiny_encoder, trunk={"kind": "mean", "layers": [0, 9]})
     with pytest.raises(ConfigurationError, match="has 2 layers: 0"):
         train(wanted, data_dir=small_data, run_dir=tmp_path / "run")
+
+
+@pytest.mark.parametrize("what", ["linear probe of mood", "fine-tuning"])
+def test_sigterm_ends_the_recipe_in_one_line(what: str, tiny_encoder: Path, small_data: Path, tmp_path: Path) -> None:
+    def listen(event: Any) -> None:
+        if isinstance(event, Choosing) and event.what == what:
+            signal.raise_signal(signal.SIGTERM)
+            raise AssertionError("it went on")
+
+    wanted, run = open_table(tiny_encoder, "mood"), tmp_path / "run"
+    with pytest.raises(TerminatedError) as caught:
+        train(wanted, data_dir=small_data, run_dir=run, listen=listen)
+    assert (str(caught.value), caught.value.exit_code) == (
+        "ended by SIGTERM before the first step; give the same command again",
+        143,
+    )
+    assert not run.exists()
+    with pytest.raises(
+        TerminatedError, match=r"^ended by SIGTERM while the recipe chose; give the same command again$"
+    ):
+        chosen_experiment(load(wanted, data_dir=small_data), listen=listen)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_program_that_handles_sigterm_itself_goes_on_doing_so(
+    tiny_encoder: Path, small_data: Path, tmp_path: Path
+) -> None:
+    handled: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: handled.append(number))
+    try:
+        with terminable("ended"):
+            signal.raise_signal(signal.SIGTERM)
+        assert handled == [signal.SIGTERM]
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        with ThreadPoolExecutor(1) as pool, terminable("ended"):
+            assert pool.submit(_entered).result()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _entered() -> bool:
+    handler = signal.getsignal(signal.SIGTERM)
+    with terminable("in a thread"):
+        return signal.getsignal(signal.SIGTERM) is handler
 
 
 @pytest.mark.parametrize("scaling", ["none", "unit", "standard"])

@@ -158,12 +158,26 @@ def test_depths_and_weights(family: str) -> None:
         other.load_hub_state({name: tensor for name, tensor in state.items() if name != lost})
 
 
-def test_hooks_are_removed_after_an_error() -> None:
+def test_nothing_of_a_pass_stays_behind_also_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     encoder, tokens = build("roberta").eval(), ragged("roberta")
+    bare = encoder(tokens).states
+    noise = torch.ones(3, 9, 16)
     for layer in (0, 1):
         with pytest.raises(UsageError, match=r"its shape is \(3, 8, 16\), but the input of the layer is \(3, 9, 16\)"):
             encoder(tokens, perturbation=torch.zeros(3, 8, 16), layer=layer, keep_inputs=True)
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in encoder.modules())
+        assert not torch.equal(encoder(tokens, perturbation=noise, layer=layer, keep_inputs=True).states, bare)
+        assert torch.equal(encoder(tokens).states, bare)
+        with monkeypatch.context() as patched:
+            patched.setattr(encoder._layers()[1], "forward", _fail)
+            with pytest.raises(RuntimeError, match=r"^in the middle$"):
+                encoder(tokens, perturbation=noise, layer=layer, keep_inputs=True)
+        found = encoder(tokens)
+        assert torch.equal(found.states, bare)
+        assert not found.inputs
+
+
+def _fail(*given: Any, **named: Any) -> None:
+    raise RuntimeError("in the middle")
 
 
 def test_limits() -> None:

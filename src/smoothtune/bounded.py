@@ -12,6 +12,8 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from smoothtune.system import NO_WAIT
+
 TEXT_LIMIT = 1 << 24  # bytes
 _DEPTH = 64
 _DOTS = 200
@@ -55,7 +57,7 @@ def read_text(path: Path, *, inside: Path | None = None, most: int = TEXT_LIMIT)
 
 
 def _without_waiting(name: str, flags: int) -> int:
-    return os.open(name, flags | os.O_NONBLOCK)  # a pipe that has taken the file's place would keep us for ever
+    return os.open(name, flags | NO_WAIT)  # a pipe that has taken the file's place would keep us for ever
 
 
 def parse_json(text: str, *, finite: bool = False) -> Any:

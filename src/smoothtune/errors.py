@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from smoothtune.terminal_text import printable
+
 _SHOWN = 100
-# Characters that a terminal obeys: what a file holds may stand in a message.
-_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))}
 
 
 class SmoothtuneError(Exception):
@@ -35,7 +35,7 @@ class Problem:
 
     def __str__(self) -> str:
         text = f"{self.where}: {self.what}" if self.where else self.what
-        return text.translate(_CONTROLS)
+        return printable(text, lines=True)
 
 
 class ProblemsError(UsageError):

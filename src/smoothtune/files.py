@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from smoothtune import system
 from smoothtune.errors import SmoothtuneError
+
+_asking = threading.Lock()
 
 
 class WriteError(SmoothtuneError):
@@ -73,17 +77,18 @@ def _swap(new: Path, target: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
+    system.sync(path)
 
 
 def umask() -> int:
     """What new files may not be, as the user has set it."""
-    mask = os.umask(0)
-    os.umask(mask)
+    with suppress(OSError):  # Linux tells it; elsewhere it is set for a moment to be told
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+            if line.startswith("Umask:"):
+                return int(line.split()[1], 8)
+    with _asking:
+        mask = os.umask(0o077)
+        os.umask(mask)
     return mask
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
@@ -33,7 +32,7 @@ def check(
       smoothtune check my.toml --data-dir data --strict
       smoothtune check my.toml --json > check.json
     """  # noqa: D301 - click reads \b
-    from smoothtune.cli.tables import counted, err, out
+    from smoothtune.cli.tables import counted, err, give_json, out
     from smoothtune.errors import DataError, Problem, ProblemsError, SmoothtuneError
     from smoothtune.workflow.check import check_experiment
 
@@ -42,10 +41,10 @@ def check(
     except SmoothtuneError as error:
         if as_json:
             problems = error.problems if isinstance(error, ProblemsError) else (Problem("", str(error)),)
-            typer.echo(json.dumps({"problems": [asdict(problem) for problem in problems]}, indent=2))
+            give_json({"problems": [asdict(problem) for problem in problems]})
         raise
     if as_json:
-        typer.echo(json.dumps(report.to_json(), indent=2))
+        give_json(report.to_json())
     else:
         _print_report(report, out())
         print_warnings(report, err())
@@ -76,7 +75,7 @@ def _print_report(report: CheckReport, console: Any) -> None:
     console.print(table(_without_labels(_HEADERS), [_without_labels(row) for row in rows]))
     console.print()
     for row in rows:
-        console.print(f"labels of {row[0]}.{row[1]}: {row[_LABELS]}", soft_wrap=True, markup=False)
+        console.print(f"labels of {row[0]}.{row[1]}: {row[_LABELS]}", soft_wrap=True)
 
 
 def _without_labels(row: list[str]) -> list[str]:
@@ -94,7 +93,7 @@ def _balance(found: SplitReport) -> str:
 def print_warnings(report: CheckReport, console: Any) -> None:
     """One line for everything a careful person would look at."""
     for line in _warnings(report):
-        console.print(line, soft_wrap=True, markup=False)
+        console.print(line, soft_wrap=True)
 
 
 def _warnings(report: CheckReport) -> Iterator[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Optional
 
 import typer
@@ -44,13 +43,14 @@ def evaluate(
       smoothtune evaluate runs/first --stage joint
     """  # noqa: D301 - click reads \b
     from smoothtune.cli.evaluation_tables import print_evaluation
+    from smoothtune.cli.tables import give_json, say
     from smoothtune.workflow.evaluate import evaluate_run
 
     found = evaluate_run(run, data=data or (), split=split, stage=stage, with_words_alone=words_alone)
     where = "data" if data else split or "dev"
     if as_json:
-        typer.echo(json.dumps(found.to_json(), indent=2))
+        give_json(found.to_json())
     else:
         print_evaluation(found.to_json(), where, per_class=per_class)
     for note in found.notes:
-        typer.echo(note, err=True)
+        say(note)

@@ -11,7 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from smoothtune.cli.tables import err, fits, interval, number, out, table
+from smoothtune.cli.tables import fits, interval, number, out, say, table
+from smoothtune.terminal_text import printable
 
 MOST_CLASSES = 12
 """Classes up to which each is shown without being asked for."""
@@ -34,9 +35,9 @@ def print_evaluation(evaluation: Mapping[str, Any], where: str, *, per_class: bo
         if per_class or len(classes) <= MOST_CLASSES:
             _print_classes(console, printable(task), metrics)
         else:
-            _say(f"{printable(task)}: {len(classes):,} classes; --per-class shows each of them and which are confused")
+            say(f"{printable(task)}: {len(classes):,} classes; --per-class shows each of them and which are confused")
     for warning in warnings(evaluation):
-        _say(warning)
+        say(warning)
 
 
 def warnings(evaluation: Mapping[str, Any]) -> Iterator[str]:
@@ -53,11 +54,6 @@ def warnings(evaluation: Mapping[str, Any]) -> Iterator[str]:
                 f"warning: {printable(task)}: {metric} {number(value)} is no better than "
                 f"the {name}{rows} ({number(theirs)})"
             )
-
-
-def printable(text: str) -> str:
-    """The text with what is no printable character written out, as in a Python string."""
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
 def _scores(evaluation: Mapping[str, Any], where: str) -> Table:
@@ -97,13 +93,13 @@ def _print_classes(console: Console, task: str, metrics: Mapping[str, Any]) -> N
         for label, scores in metrics["per_class"].items()
     ]
     console.print()
-    console.print(f"{task}: each class, with 95 % intervals", markup=False, soft_wrap=True)
+    console.print(f"{task}: each class, with 95 % intervals", soft_wrap=True)
     console.print(table(["class", "rows", "precision", "recall", "F1"], rows))
     console.print()
     labels, cells = list(metrics["per_class"]), metrics["confusion"]
     matrix = _matrix(labels, cells)
     if fits(matrix, console):
-        console.print(f"{task}: rows by label (down) and prediction (across)", markup=False, soft_wrap=True)
+        console.print(f"{task}: rows by label (down) and prediction (across)", soft_wrap=True)
         console.print(matrix)
     else:
         _print_pairs(console, task, cells)
@@ -119,7 +115,7 @@ def _print_pairs(console: Console, task: str, cells: list[dict[str, Any]]) -> No
     """The confused pairs, the commonest first: the matrix is too wide."""
     wrong = sorted((cell for cell in cells if cell["label"] != cell["prediction"]), key=lambda cell: -cell["rows"])
     rest = f", the first {_PAIRS} of {len(wrong):,}" if len(wrong) > _PAIRS else ""
-    console.print(f"{task}: confused pairs{rest}", markup=False, soft_wrap=True)
+    console.print(f"{task}: confused pairs{rest}", soft_wrap=True)
     shown = [[printable(cell["label"]), printable(cell["prediction"]), f"{cell['rows']:,}"] for cell in wrong[:_PAIRS]]
     console.print(table(["label", "prediction", "rows"], shown))
 
@@ -132,7 +128,3 @@ def _with_limits(estimate: Mapping[str, Any]) -> str:
 
 def _signed(value: float | None) -> str:
     return "nan" if value is None else f"{value:+.3f}"
-
-
-def _say(line: str) -> None:
-    err().print(line, markup=False, soft_wrap=True)

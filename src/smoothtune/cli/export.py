@@ -32,14 +32,13 @@ def export(
     """  # noqa: D301 - click reads \b
     if form not in FORMATS:
         raise UsageError(f"--format: got {form!r}, expected {', '.join(FORMATS)}")
+    from smoothtune.cli.tables import give, say
     from smoothtune.inference.model import Model
     from smoothtune.integrations import peft
     from smoothtune.workflow.stage_folders import model_of
 
     done = peft.export(Model.load(model_of(run, stage), device="cpu"), task, to)
-    typer.echo(f"encoder\t{done.encoder}")
-    typer.echo(f"lora\t{done.lora}")
+    give(f"encoder\t{done.encoder}")
+    give(f"lora\t{done.lora}")
     if done.without_adapters:
-        typer.echo(
-            f"the bottleneck adapters of {task} are not in it: the layout of peft has no place for them", err=True
-        )
+        say(f"the bottleneck adapters of {task} are not in it: the layout of peft has no place for them")

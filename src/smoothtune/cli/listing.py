@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Optional
 
 import typer
@@ -28,6 +27,7 @@ def list_things(
       smoothtune list
       smoothtune list trunks
     """  # noqa: D301 - click reads \b
+    from smoothtune.cli.tables import give, give_json
     from smoothtune.config.catalogue import catalogue
     from smoothtune.config.problems import near
     from smoothtune.errors import UsageError
@@ -37,13 +37,13 @@ def list_things(
         raise UsageError(f"list: got {what!r}, expected one of {', '.join(found)}.{near(what, found)}")
     chosen = found if what is None else {what: found[what]}
     if as_json:
-        typer.echo(json.dumps(chosen, indent=2))
+        give_json(chosen)
         return
     for title, entries in chosen.items():
-        typer.echo(f"{title}:")
+        give(f"{title}:")
         width = max(len(name) for name in entries)
         for name, meaning in entries.items():
-            typer.echo(f"  {name:<{width}}  {meaning}")
+            give(f"  {name:<{width}}  {meaning}")
 
 
 def show(
@@ -61,6 +61,7 @@ def show(
       smoothtune show quick > my.toml
       smoothtune show quick --resolved
     """  # noqa: D301 - click reads \b
+    from smoothtune.cli.tables import give
     from smoothtune.config.loading import find, load, to_toml
 
     loaded = load(experiment, overrides=override or (), data_dir=data_dir)
@@ -70,13 +71,13 @@ def show(
 
         watcher = Watcher()
         try:
-            typer.echo(to_toml(chosen_experiment(loaded, listen=watcher)), nl=False)
+            give(to_toml(chosen_experiment(loaded, listen=watcher)), end="")
         finally:
             watcher.close()
     elif override or resolved:
-        typer.echo(to_toml(loaded.experiment), nl=False)
+        give(to_toml(loaded.experiment), end="")
     else:
-        typer.echo(find(experiment).read_text(encoding="utf-8"), nl=False)
+        give(find(experiment).read_text(encoding="utf-8"), end="")
 
 
 def schema() -> None:
@@ -86,6 +87,7 @@ def schema() -> None:
     Example:
       smoothtune schema > experiment.schema.json
     """  # noqa: D301 - click reads \b
+    from smoothtune.cli.tables import give_json
     from smoothtune.config.experiment import Experiment as Root
 
-    typer.echo(json.dumps(Root.model_json_schema(), indent=2))
+    give_json(Root.model_json_schema())

@@ -21,6 +21,10 @@ from smoothtune.cli.listing import list_things, schema, show
 from smoothtune.cli.predict import predict
 from smoothtune.cli.train import resume, train
 from smoothtune.errors import ElsewhereError, SmoothtuneError
+from smoothtune.terminal_text import printable
+
+# The base of typer's errors about arguments, which comes from click or from typer's copy of it.
+_ArgumentError: type[Exception] = typer.BadParameter.__mro__[1]
 
 
 class _InterruptedError(SmoothtuneError):
@@ -30,11 +34,27 @@ class _InterruptedError(SmoothtuneError):
 class _Program(TyperGroup):
     """Lets Ctrl-C reach `main`; by itself click exits without a word."""
 
+    def make_context(self, *given: Any, **named: Any) -> Any:
+        """The context of the program's own options."""
+        with _arguments_shown():
+            return super().make_context(*given, **named)
+
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with _arguments_shown():
+                return super().invoke(ctx)
         except KeyboardInterrupt:
             raise _InterruptedError("interrupted") from None
+
+
+@contextmanager
+def _arguments_shown() -> Iterator[None]:
+    """What a terminal would obey in arguments, such as names of files, is written out where an error repeats them."""
+    try:
+        yield
+    except _ArgumentError as error:
+        vars(error)["message"] = printable(str(vars(error)["message"]), lines=True)
+        raise
 
 
 app = typer.Typer(
@@ -105,7 +125,7 @@ def main() -> None:
     except ElsewhereError as error:
         sys.exit(error.exit_code)
     except SmoothtuneError as error:
-        print(f"smoothtune: {error}", file=sys.stderr)
+        print(printable(f"smoothtune: {error}", lines=True), file=sys.stderr)
         _heed_no_more(error.exit_code)
         sys.exit(error.exit_code)
     except SystemExit as error:

@@ -58,6 +58,7 @@ def predict(
       smoothtune predict runs/first --stage joint --task sst reviews.tsv
       cat reviews.tsv | smoothtune predict runs/first --task sst
     """  # noqa: D301 - click reads \b
+    from smoothtune.cli.tables import say
     from smoothtune.workflow.predict import predict_file
 
     done = predict_file(
@@ -73,9 +74,9 @@ def predict(
         stage=stage,
     )
     for note in done.notes:
-        typer.echo(note, err=True)
+        say(note)
     if done.precision is not None:
-        typer.echo(str(done.precision), err=True)
+        say(str(done.precision))
     where = "" if out is None else f" in {out}"
     where += "" if done.report is None else f"; report in {done.report}"
-    typer.echo(f"{done.rows:,} rows predicted{where}", err=True)
+    say(f"{done.rows:,} rows predicted{where}")

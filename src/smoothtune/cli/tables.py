@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,18 +14,48 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from smoothtune.terminal_text import printable, shown
+
 _NUMBER = re.compile(r"|nan|[+-]?[0-9,]*\.?[0-9]+ ?%?")
+
+
+class PlainConsole(Console):
+    """Prints texts as they are: no markup and no emoji codes, since labels may look like them, and nothing to obey."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, **options)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """See `Console.print`."""
+        super().print(*(printable(part, lines=True) if isinstance(part, str) else part for part in objects), **options)
 
 
 def out() -> Console:
     """The console of results; wide enough not to cut when it is not a terminal."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=160)
+    console = PlainConsole()
+    return console if console.is_terminal else PlainConsole(width=160)
 
 
 def err() -> Console:
     """The console of everything that is not a result."""
-    return Console(stderr=True, highlight=False)
+    return PlainConsole(stderr=True)
+
+
+def say(line: str) -> None:
+    """A line on stderr as it is, however long."""
+    err().print(line, soft_wrap=True)
+
+
+def give(text: str, *, end: str = "\n") -> None:
+    """A result on stdout: as it is for a program or a file, with nothing to obey on a terminal."""
+    stream = shown(sys.stdout)
+    stream.write(text + end)
+    stream.flush()
+
+
+def give_json(value: object) -> None:
+    """A JSON result on stdout, in ASCII."""
+    give(json.dumps(value, indent=2).replace("\x7f", "\\u007f"))
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None) -> Table:
@@ -33,9 +65,11 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, title: str |
     )
     for number, header in enumerate(headers):
         numeric = all(_numeric(row[number]) for row in rows) and bool(rows)
-        made.add_column(header, justify="right" if numeric else "left", no_wrap=number > 0, overflow="fold")
+        made.add_column(
+            Text(printable(header)), justify="right" if numeric else "left", no_wrap=number > 0, overflow="fold"
+        )
     for row in rows:
-        made.add_row(*map(Text, row))  # no markup: labels may hold brackets
+        made.add_row(*(Text(printable(cell)) for cell in row))  # no markup: labels may hold brackets
     return made
 
 

@@ -78,7 +78,7 @@ def resume(
 def _show(train: Callable[[Watcher], Run], *, per_class: bool) -> None:
     """Live progress, then the tables of results, from the first process alone."""
     from smoothtune.cli.evaluation_tables import print_evaluation
-    from smoothtune.cli.tables import out
+    from smoothtune.cli.tables import out, say
     from smoothtune.runtime.processes import launched
     from smoothtune.workflow.advice import going_on, resume_command
 
@@ -90,10 +90,9 @@ def _show(train: Callable[[Watcher], Run], *, per_class: bool) -> None:
     processes = launched()
     if run.interrupted:
         if processes.is_main:
-            typer.echo(
+            say(
                 f"interrupted; the best model so far (before a first evaluation: as it stood) is in {run.folder / 'model'}; "
-                f"{going_on(run.folder, resume_command(run.folder))}",
-                err=True,
+                f"{going_on(run.folder, resume_command(run.folder))}"
             )
         raise typer.Exit(130)
     if not processes.is_main:

@@ -18,17 +18,18 @@ class Watcher:
     """Shows a run on stderr: findings, then a bar and losses while training, a line per epoch."""
 
     def __init__(self) -> None:
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, Progress, TimeRemainingColumn
 
+        from smoothtune.cli.progress_column import PlainColumn
         from smoothtune.cli.tables import err
 
         self._console = err()
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            PlainColumn("{task.description}"),
             BarColumn(bar_width=24),
-            TextColumn("{task.completed}/{task.total} {task.fields[unit]}"),
+            PlainColumn("{task.completed}/{task.total} {task.fields[unit]}"),
             TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[losses]}"),
+            PlainColumn("{task.fields[losses]}"),
             console=self._console,
             transient=True,
             disable=not self._console.is_terminal,
@@ -61,14 +62,14 @@ class Watcher:
         elif isinstance(event, RecipeChosen):
             self._take_bar_away()
             for sentence in event.sentences:
-                self._console.print(f"recipe: {sentence}", soft_wrap=True, markup=False)
+                self._console.print(f"recipe: {sentence}", soft_wrap=True)
         elif isinstance(event, RunBegin):
             from smoothtune.cli.check import print_warnings
 
             self._console.print(f"run folder: {event.folder}", soft_wrap=True)
             print_warnings(event.check, self._console)
             for note in event.notes:
-                self._console.print(note, soft_wrap=True, markup=False)
+                self._console.print(note, soft_wrap=True)
         elif isinstance(event, Resumed):
             self._resumed(event)
         elif isinstance(event, Encoding):
@@ -86,7 +87,7 @@ class Watcher:
         elif isinstance(event, StageEpoch):
             self._epoch(event)
         elif isinstance(event, Notice):
-            self._console.print(f"warning: {event}", soft_wrap=True, markup=False)
+            self._console.print(f"warning: {event}", soft_wrap=True)
         elif isinstance(event, StageEnd):
             self._take_bar_away()
             metric = event.metric
@@ -126,7 +127,7 @@ class Watcher:
 
     def _resumed(self, event: Resumed) -> None:
         for damage in event.damaged:
-            self._console.print(f"warning: {damage}", soft_wrap=True, markup=False)
+            self._console.print(f"warning: {damage}", soft_wrap=True)
         if event.checkpoint is None:
             self._console.print("there is no checkpoint: the run starts over", soft_wrap=True)
             return
@@ -134,7 +135,7 @@ class Watcher:
             f"goes on from {event.checkpoint}: stage {event.stage}, step {event.step:,}", soft_wrap=True
         )
         for difference in event.differs:
-            self._console.print(f"no longer exact: {difference}", soft_wrap=True, markup=False)
+            self._console.print(f"no longer exact: {difference}", soft_wrap=True)
 
     def _take_bar_away(self) -> None:
         self._progress.stop()
@@ -145,7 +146,7 @@ class Watcher:
     def _choosing(self, event: Any) -> None:
         """The bar of a recipe that tries fine-tuning; before that, one line for each probe."""
         if not event.total:
-            self._console.print(f"recipe: {event.what} ...", soft_wrap=True, markup=False)
+            self._console.print(f"recipe: {event.what} ...", soft_wrap=True)
             return
         if self._bar is None:
             self._console.print(f"recipe: {event.what} in cross-validation, {event.total:,} steps ...", soft_wrap=True)
@@ -211,7 +212,7 @@ class Watcher:
             effect = f"{task} keeps its earlier state" if event.each_task else f"not the best: {task}"
             self._console.print(f"  {effect}: below what it began with, {before:.3f} -> {now:.3f}", soft_wrap=True)
         for line in probe_lines(event.probe):
-            self._console.print(f"  {line}", soft_wrap=True, markup=False)
+            self._console.print(f"  {line}", soft_wrap=True)
         for task in event.finished:
             self._console.print(f"  {task} finished: its best output is kept")
 

@@ -6,7 +6,6 @@ with the array. Passes over columns go block by block. Knows nothing of what the
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from smoothtune.files import WriteError, cache_folder
+from smoothtune.system import reserve
 
 BLOCK = 1 << 16
 # Smaller arrays are a matter of a few pages, and need no file.
@@ -59,7 +59,7 @@ def scratch(count: int, dtype: DTypeLike) -> NDArray[Any]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
-            os.posix_fallocate(file.fileno(), 0, size)  # without its blocks a full disk would kill the process
+            reserve(file, size)  # without its blocks a full disk would kill the process
             # As a plain array: NumPy shuffles only those in place at full speed.
             return np.asarray(np.memmap(file, dtype=dtype, mode="r+", shape=(count,)))
     except OSError as error:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from smoothtune.data.tokenising import TokenColumn
 from smoothtune.files import WriteError, folder_aside
+from smoothtune.system import reserve
 from smoothtune.types import Needs
 
 SHARE = 0.25  # of the disk space that is free, or taken by stores
@@ -113,7 +114,7 @@ class StateStore:
         with folder_aside(folder) as aside:
             with (aside / "values").open("wb") as file:
                 # A mapped file without its blocks would kill the process on a full disk.
-                os.posix_fallocate(file.fileno(), 0, self.bytes())
+                reserve(file, self.bytes())
             values = _mapped(aside / "values", int(starts[-1]), self.width, self.kept_in, shared=True)
             fill(values, starts)
             if self.needs == "states":

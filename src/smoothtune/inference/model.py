@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -27,10 +29,16 @@ from smoothtune.inference.texts import Texts, checked_rows
 from smoothtune.nn.folder import read_model_folder
 from smoothtune.nn.model import MultiTaskModel
 from smoothtune.runtime.device import pick_device, pick_dtype
+from smoothtune.runtime.forking import ProcessLock, watch_forks
 from smoothtune.types import Input, Kind
 
 WINDOW = 4096
 Rows = list[tuple[str, ...]]
+_deciding = ProcessLock()
+# By the `id` of a model that is merged in this context.
+_merged_networks: ContextVar[Mapping[int, MultiTaskModel]] = ContextVar(
+    "smoothtune_merged", default=MappingProxyType({})
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +64,8 @@ class _Window:
 class Model:
     """Loads a model folder and answers any of its tasks.
 
-    `dtype` is that of training and evaluation; `precision_of` says in what predictions are computed, and why.
+    `dtype` is that of training and evaluation; `precision_of` says in what predictions are computed, and why. Threads may
+    share a model: each call is answered as one thread alone would be.
     """
 
     def __init__(
@@ -70,7 +79,7 @@ class Model:
         precision: Precision | None,
         identity: str,
     ) -> None:
-        self.network = network
+        self._unmerged = network
         self.config = config
         self.labels = labels
         self.tokenizer = tokenizer
@@ -93,6 +102,7 @@ class Model:
             target = pick_device(RuntimeOptions(device=device).device)
         except ValidationError:
             raise UsageError(f"device: got {device!r}, expected auto, cpu, cuda or cuda:NUMBER") from None
+        watch_forks()
         path = model_folder(folder)
         found = read_model_folder(path)
         trained_in = found.provenance.get("precision")
@@ -105,6 +115,11 @@ class Model:
             precision=without_measuring(precision, trained_in, target),
             identity=_identity(path),
         )
+
+    @property
+    def network(self) -> MultiTaskModel:
+        """The modules that compute; inside `merged` those with the LoRA in their weights."""
+        return _merged_networks.get().get(id(self), self._unmerged)
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -171,17 +186,19 @@ class Model:
     def merged(self, task: str) -> Iterator[Model]:
         """Inside, the task's LoRA is in the encoder's weights and costs no time (Hu et al., 2021, section 4.1).
 
-        No other task answers meanwhile, and nothing is exported. The weights that were there are kept aside and put back
-        in the end, also after an error: every bit is as before. The task's adapters, if it has any, run as they do. Not
-        for threads that share the model. Raises `UsageError` for a task that is unknown or has no LoRA, and while one is
-        merged.
+        No other task answers inside, and nothing is exported. That holds for this thread (and what runs in its context):
+        others go on with the weights as they were, which nothing changes. The task's adapters, if it has any, run as they
+        do. Cost: the memory of the weights that LoRA changes. Raises `UsageError` for a task that is unknown or has no
+        LoRA, and while one is merged.
         """
         self._check((task,))
-        self.network.merge(task)
+        network = self.network.merge(task)
+        _merged_networks.set({**_merged_networks.get(), id(self): network})
         try:
             yield self
         finally:
-            self.network.unmerge()
+            networks = _merged_networks.get()
+            _merged_networks.set({key: network for key, network in networks.items() if key != id(self)})
 
     def predict_probabilities(self, task: str, texts: Texts, *, batch_size: int | None = None) -> np.ndarray:
         """Class probabilities (N, C), columns in the order of `labels[task]`. Raises `UsageError` for a regression."""
@@ -261,9 +278,10 @@ class Model:
 
     def _chosen(self, groups: Groups) -> Precision:
         tasks = frozenset(task for names, _ in groups for task in names)
-        found = self.precision_of(tuple(tasks))
-        if found is None:
-            found = self._measured[tasks] = measured(self.network, groups, self._identity)
+        with _deciding:  # threads that ask at once get one decision
+            found = self.precision_of(tuple(tasks))
+            if found is None:
+                found = self._measured[tasks] = measured(self.network, groups, self._identity)
         return found
 
     def _read(self, task: str, logits: np.ndarray) -> Predictions:

@@ -17,7 +17,7 @@ from smoothtune.nn.encoder import Encoder
 from smoothtune.nn.fresh import fresh_adapters, fresh_lora
 from smoothtune.nn.model import MultiTaskModel, TaskNode
 from smoothtune.registry import resolve
-from smoothtune.runtime.random import stream_number
+from smoothtune.runtime.random import GLOBAL_GENERATORS, stream_number
 
 
 def describe_tasks(
@@ -79,6 +79,6 @@ def build_model(
 @contextmanager
 def _fresh(seed: int, *part: str) -> Iterator[None]:
     """Initialisation draws inside come from the stream of a part; the global generator is put back."""
-    with torch.random.fork_rng(devices=[]):
+    with GLOBAL_GENERATORS, torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_number(seed, "initial", *part))
         yield

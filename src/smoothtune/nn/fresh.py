@@ -11,7 +11,7 @@ from smoothtune.config.adaptations import AdapterOptions, LoraOptions, Target
 from smoothtune.nn.adapters import Adapters
 from smoothtune.nn.encoder import Encoder
 from smoothtune.nn.lora import Lora
-from smoothtune.runtime.random import torch_stream
+from smoothtune.runtime.random import GLOBAL_GENERATORS, torch_stream
 
 
 def fresh_lora(encoder: Encoder, options: Mapping[str, LoraOptions], *, seed: int) -> dict[str, Lora]:
@@ -32,7 +32,8 @@ def fresh_adapters(encoder: Encoder, options: Mapping[str, AdapterOptions], *, s
     if not options:
         return {}
     encoder.hub_path(0, "output")
-    with torch.random.fork_rng(devices=[]):  # linear layers draw, before they are drawn again from their streams
+    # Linear layers draw, before they are drawn again from their streams.
+    with GLOBAL_GENERATORS, torch.random.fork_rng(devices=[]):
         return {
             task: Adapters(
                 encoder.width, encoder.depth, chosen, partial(torch_stream, seed, "initial", "adapters", task)

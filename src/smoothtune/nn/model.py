@@ -14,7 +14,7 @@ from smoothtune.errors import UsageError
 from smoothtune.nn.adaptation import Adaptation, Adaptations
 from smoothtune.nn.dropout import name_places
 from smoothtune.nn.encoder import Encoder
-from smoothtune.nn.merging import Merged
+from smoothtune.nn.merging import merged
 from smoothtune.nn.mixing import repeated
 from smoothtune.types import Batch, Input, Kind, MixedBatch
 
@@ -32,6 +32,11 @@ class Named(nn.Module):
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._modules)
+
+    @property
+    def by_name(self) -> dict[str, nn.Module]:
+        """All of them."""
+        return {name: self[name] for name in self}
 
     def find(self, name: str) -> Any:
         """The module of that name, None where there is none."""
@@ -109,7 +114,7 @@ class MultiTaskModel(nn.Module):
         self.lora = Named(lora)
         self.adapters = Named(adapters)
         self.tasks = dict(tasks)
-        self._merged: Merged | None = None
+        self._merged: str | None = None
         name_places(self)
 
     @property
@@ -181,9 +186,9 @@ class MultiTaskModel(nn.Module):
         """The task's own LoRA and adapters. Raises `UsageError` while the LoRA of another task is merged."""
         lora = self.lora.find(task)
         if self._merged is not None:
-            if self._merged.task != task:
+            if self._merged != task:
                 raise UsageError(
-                    f"task {task!r}: the LoRA of {self._merged.task!r} is merged into the encoder; unmerge it first"
+                    f"task {task!r}: the LoRA of {self._merged!r} is merged into the encoder; unmerge it first"
                 )
             lora = None  # it is in the weights
         return Adaptation(lora, self.adapters.find(task))
@@ -197,24 +202,26 @@ class MultiTaskModel(nn.Module):
     @property
     def merged(self) -> str | None:
         """The task whose LoRA is merged into the encoder; None for none."""
-        return None if self._merged is None else self._merged.task
+        return self._merged
 
-    def merge(self, task: str) -> None:
-        """Write the task's LoRA into the encoder's weights: until `unmerge` it costs nothing, and no other task can answer.
+    def merge(self, task: str) -> MultiTaskModel:
+        """A model with the task's LoRA in its encoder's weights, where it costs nothing; no other task can answer there.
 
-        Raises `UsageError` for a task without LoRA, and where one is merged already.
+        This model stays as it is; all other weights are shared. Raises `UsageError` for a task without LoRA, and where one
+        is merged already.
         """
         if self._merged is not None:
-            raise UsageError(f"merge: the LoRA of {self._merged.task!r} is merged already; unmerge it first")
+            raise UsageError(f"merge: the LoRA of {self._merged!r} is merged already; unmerge it first")
         if task not in self.lora:
             raise UsageError(f"merge: task {task!r} has no LoRA; tasks that have: {', '.join(self.lora) or 'none'}")
-        self._merged = Merged(self.encoder, task, self.lora[task])
-
-    def unmerge(self) -> None:
-        """Put the encoder's weights back as they were before `merge`, to the bit; without one nothing happens."""
-        if self._merged is not None:
-            self._merged.undo()
-            self._merged = None
+        parts = (self.trunks, self.outputs, self.lora, self.adapters)
+        trunks, outputs, lora, adapters = (part.by_name for part in parts)
+        encoder = merged(self.encoder, self.lora[task])
+        twin = MultiTaskModel(encoder, trunks, outputs, self.tasks, lora=lora, adapters=adapters)
+        for part in (twin, *(module for module in twin.children() if isinstance(module, Named))):
+            part.training = self.training
+        twin._merged = task
+        return twin
 
     def answer(self, task: str, states: Tensor, mask: Tensor) -> Tensor:
         """Logits from token states (R, T, D) and mask (R, T); the two texts of pairs lie stacked.

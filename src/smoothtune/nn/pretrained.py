@@ -22,6 +22,7 @@ from smoothtune.nn.encoder import Encoder
 from smoothtune.nn.room import WITHOUT_WEIGHTS, Room, Within
 from smoothtune.nn.weights_file import tensors_of
 from smoothtune.registry import resolve
+from smoothtune.runtime.random import GLOBAL_GENERATORS
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -73,7 +74,7 @@ def build_encoder(architecture: Mapping[str, Any], options: EncoderOptions, *, r
     that is larger than its `room`, which is that of the weights where there are some.
     """
     try:
-        with Within(room):
+        with GLOBAL_GENERATORS, Within(room):  # transformers also replaces torch's own functions meanwhile
             return _built(architecture, options)
     except FOREIGN as error:
         raise ModelFileError(

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any, cast
 
 import torch
@@ -21,8 +21,9 @@ from smoothtune.bounded import reason_of
 from smoothtune.config.adaptations import Target
 from smoothtune.errors import ModelFileError, UsageError
 from smoothtune.nn.adaptation import Adaptations, in_layers
-from smoothtune.nn.encoder import Encoded, Encoder, fitting, matched_state, perturbed
-from smoothtune.nn.wrapped_products import adapting, product_names
+from smoothtune.nn.encoder import Encoded, Encoder, fitting, matched_state
+from smoothtune.nn.wrapped_hooks import Hooks, PassState, in_pass
+from smoothtune.nn.wrapped_products import product_names
 from smoothtune.runtime.random import seeded_globally
 from smoothtune.types import Tokens
 
@@ -56,6 +57,7 @@ class WrappedEncoder(Encoder):
         self.width = config.hidden_size
         self.depth = config.num_hidden_layers
         self.max_tokens = _max_tokens(self.model.embeddings)
+        self._hooks = Hooks()
         accepts = inspect.signature(self.model.forward).parameters
         self._positions_adapt = bool(getattr(config, "share_att_key", False))
         self._reads_segments = "token_type_ids" in accepts and getattr(config, "type_vocab_size", 0) > 1
@@ -73,7 +75,7 @@ class WrappedEncoder(Encoder):
         rows: Tensor | None = None,
         adaptations: Adaptations | None = None,
     ) -> Encoded:
-        """See `Encoder.forward`. Hooks live for this pass only; a model may not run two passes at the same time.
+        """See `Encoder.forward`. Threads may share it: the state of a pass belongs to the pass.
 
         All rows are computed, whatever `rows` says: their dropout masks are drawn together. Runs of rows with adaptations of
         their own cannot share a pass where positions go through the products of query and key (DeBERTa v3).
@@ -87,25 +89,27 @@ class WrappedEncoder(Encoder):
         if self._reads_segments and tokens.segments is not None:
             given["token_type_ids"] = tokens.segments
         inputs: list[Tensor] = []
-        with ExitStack() as during:
-            if perturbation is not None:
-                during.enter_context(self._perturb(fitting(perturbation, tokens, self.width), layer))
-            for block in self._layers() if keep_inputs else ():
-                during.enter_context(_on_input(block, inputs.append))
-            if adaptations is not None:
-                during.enter_context(self._adapting(adaptations))
-            if self.training:
-                during.enter_context(seeded_globally("encoder", tokens.input_ids.device))
+        state = PassState(
+            None if perturbation is None else fitting(perturbation, tokens, self.width),
+            layer,
+            inputs if keep_inputs else None,
+            None if adaptations is None else in_layers(adaptations.spans(), self.depth),
+        )
+        self._set_hooks(state)
+        draws = seeded_globally("encoder", tokens.input_ids.device) if self.training else nullcontext()
+        with in_pass(state), draws:
             states: Tensor = self.model(**given, return_dict=True).last_hidden_state
         return Encoded(states, tuple(inputs))
 
-    @contextmanager
-    def _adapting(self, adaptations: Adaptations) -> Iterator[None]:
-        names, changes = self._products(), in_layers(adaptations.spans(), self.depth)
-        with ExitStack() as during:
-            for block, change in zip(self._layers(), changes, strict=True):
-                during.enter_context(adapting(block, names, change))
-            yield
+    def _set_hooks(self, state: PassState) -> None:
+        """Set those that the pass needs and that are not there yet."""
+        if state.perturbation is not None and state.layer == 0:
+            # ELECTRA and its kin bring narrow embeddings to the width of the layers in a module of their own.
+            self._hooks.on_embeddings(getattr(self.model, "embeddings_project", self.model.embeddings))
+        if state.inputs is not None or (state.perturbation is not None and state.layer > 0):
+            self._hooks.on_inputs(self._layers())
+        if state.changes is not None:
+            self._hooks.on_products(self._layers(), self._products())
 
     def _run_by_run(
         self, tokens: Tokens, perturbation: Tensor | None, layer: int, keep_inputs: bool, adaptations: Adaptations
@@ -145,27 +149,6 @@ class WrappedEncoder(Encoder):
 
     def _layers(self) -> nn.ModuleList:
         return cast(nn.ModuleList, self.get_submodule(self.layers_path))
-
-    def _perturb(self, perturbation: Tensor, layer: int) -> Any:
-        """The hook that adds the perturbation: after the embeddings, or before a later layer."""
-        if layer > 0:
-            return _on_input(self._layers()[layer], lambda x: perturbed(x, perturbation))
-        # ELECTRA and its kin bring narrow embeddings to the width of the layers in a module of their own.
-        site = getattr(self.model, "embeddings_project", self.model.embeddings)
-        return site.register_forward_hook(lambda module, arguments, x: perturbed(x, perturbation))
-
-
-def _on_input(block: nn.Module, see: Callable[[Tensor], Tensor | None]) -> Any:
-    """Show the input of `block` to `see`; what `see` returns, if anything, takes its place."""
-
-    def hook(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
-        x = arguments[0] if arguments else named["hidden_states"]
-        new = see(x)
-        if new is None:
-            return None
-        return ((new, *arguments[1:]), named) if arguments else (arguments, {**named, "hidden_states": new})
-
-    return block.register_forward_pre_hook(hook, with_kwargs=True)
 
 
 def _configuration(architecture: Mapping[str, Any]) -> Any:

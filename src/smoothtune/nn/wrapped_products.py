@@ -1,20 +1,13 @@
-"""Where the products of a transformers encoder's layer are, told by their names, and hooks that adapt them for a pass.
-
-Knows nothing of whole models.
-"""
+"""Where the products of a transformers encoder's layer are, by their names. Knows nothing of whole models."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from collections.abc import Mapping
 
-from torch import Tensor, nn
+from torch import nn
 
 from smoothtune.config.adaptations import Target
 from smoothtune.errors import UsageError
-from smoothtune.nn.adaptation import InLayer
-from smoothtune.nn.adapters import Site
 
 _AROUND: dict[Target, str] = {"output": "attention.output.dense", "up": "intermediate.dense", "down": "output.dense"}
 _LAYOUTS: tuple[dict[Target, str], ...] = (
@@ -46,8 +39,6 @@ _LAYOUTS: tuple[dict[Target, str], ...] = (
         "down": "output.dense",
     },
 )
-# The product whose result an adapter at a site reads.
-_BEFORE: dict[Target, Site] = {"output": "attention", "down": "output"}
 
 
 def product_names(block: nn.Module, model_type: str) -> Mapping[Target, str]:
@@ -65,23 +56,3 @@ def product_names(block: nn.Module, model_type: str) -> Mapping[Target, str]:
         "query, key, value, output, up and down; it knows BERT, RoBERTa, ELECTRA, DistilBERT, MPNet, DeBERTa v2 and v3, and "
         "what is built like them; choose such an encoder, or train neither"
     )
-
-
-@contextmanager
-def adapting(block: nn.Module, names: Mapping[Target, str], change: InLayer) -> Iterator[None]:
-    """Inside, the products of `block`, at the paths `names`, are those with `change`."""
-    with ExitStack() as during:
-        for target, name in names.items():
-            if change.touches(target) or (change.adapts and target in _BEFORE):
-                during.enter_context(_adapted(block.get_submodule(name), target, change))
-        yield
-
-
-def _adapted(module: nn.Module, target: Target, change: InLayer) -> Any:
-    site = _BEFORE.get(target)
-
-    def hook(module: nn.Module, arguments: tuple[Any, ...], y: Tensor) -> Tensor:
-        y = change.low_rank(target, arguments[0], y)
-        return y if site is None else change.adapted(site, y)
-
-    return module.register_forward_hook(hook)

@@ -11,7 +11,9 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from smoothtune.errors import UsageError
+from smoothtune.runtime.forking import threads_allowed, watch_forks
 from smoothtune.runtime.processes import ALONE, Processes
+from smoothtune.system import cores
 
 
 def pick_device(name: str, processes: Processes = ALONE) -> torch.device:
@@ -45,15 +47,18 @@ def _own_gpu(name: str, processes: Processes) -> torch.device:
 def set_threads(count: int | None, processes: Processes = ALONE) -> int:
     """Use `count` processor threads, by default one per core this process may use (OMP_NUM_THREADS counts).
 
-    Several `processes` of one machine share its cores. The 1 that `torchrun` sets for each of them counts as unset.
+    Several `processes` of one machine share its cores. The 1 that `torchrun` sets for each of them counts as unset. A
+    forked child has 1, whatever is asked.
     """
+    watch_forks()
     if count is None:
         asked = os.environ.get("OMP_NUM_THREADS", "")
         set_by_launcher = asked == "1" and not processes.alone and "TORCHELASTIC_RUN_ID" in os.environ
         if asked.isdigit() and int(asked) > 0 and not set_by_launcher:
             count = int(asked)
         else:
-            count = max(1, len(os.sched_getaffinity(0)) // processes.local_world)
+            count = max(1, cores() // processes.local_world)
+    count = threads_allowed(count)
     torch.set_num_threads(count)
     return count
 

@@ -18,9 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from smoothtune.runtime.forking import ProcessLock
 from smoothtune.runtime.kernels.layers import drawn_mask
 
 _LEVELS = 1 << 16
+# torch's global generators are those of all threads: whoever seeds one, or draws from it in order, holds this.
+GLOBAL_GENERATORS = ProcessLock()
 
 
 def stream_number(*parts: object) -> int:
@@ -170,13 +173,13 @@ def _mixed(x: np.ndarray) -> np.ndarray:
 def seeded_globally(place: str, device: torch.device) -> Iterator[None]:
     """Seed torch's global generator from the stream of `place` inside, and restore it after.
 
-    For modules we did not write, which draw from the global generator. Outside a pass nothing is done.
+    For modules we did not write, which draw from the global generator: one thread at a time. Outside a pass nothing is done.
     """
     active = _active.get()
     if active is None:
         yield
         return
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with GLOBAL_GENERATORS, torch.random.fork_rng(devices=devices):
         torch.manual_seed(active.number(place))
         yield

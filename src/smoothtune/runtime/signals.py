@@ -7,7 +7,38 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, NoReturn
+
+from smoothtune.errors import TerminatedError
+
+
+class _TerminatedNow(BaseException):
+    """As `KeyboardInterrupt`: nothing that handles errors takes it for one."""
+
+
+@contextmanager
+def terminable(message: str) -> Iterator[None]:
+    """Within this context SIGTERM ends what runs, with a `TerminatedError` of that message.
+
+    For work that leaves nothing to resume. In other threads than the main one, and where the program handles the signal
+    itself, nothing changes.
+    """
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if not ours:
+        yield
+        return
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    except _TerminatedNow:
+        raise TerminatedError(message) from None
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends at once
+    raise _TerminatedNow
 
 
 class Interrupts:

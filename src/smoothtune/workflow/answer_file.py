@@ -10,9 +10,10 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from smoothtune.files import WriteError
+from smoothtune.terminal_text import shown
 
 FORMATS = ("tsv", "jsonl")
 
@@ -21,7 +22,7 @@ FORMATS = ("tsv", "jsonl")
 def opened(out: Path | None) -> Iterator[IO[str]]:
     """The file to write, made aside and renamed at the end; stdout for None. Raises `WriteError` naming the file."""
     if out is None:
-        yield sys.stdout
+        yield cast(IO[str], shown(sys.stdout))
         return
     aside = out.with_name(f".{out.name}.{uuid.uuid4().hex}.part")
     try:

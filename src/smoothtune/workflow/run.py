@@ -18,6 +18,7 @@ from smoothtune.config.loading import to_toml, validated_run
 from smoothtune.errors import ModelFileError, UsageError
 from smoothtune.files import WriteError, write_text
 from smoothtune.nn.folder import read_json
+from smoothtune.system import NO_LINK, cores
 from smoothtune.workflow.run_lock import LOCK
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def check_own(folder: Path) -> None:
 
 
 def _no_link(name: str, flags: int) -> int:
-    return os.open(name, flags | os.O_NOFOLLOW, 0o666)
+    return os.open(name, flags | NO_LINK, 0o666)
 
 
 class RunFiles:
@@ -202,7 +203,7 @@ def machine(device: str) -> dict[str, Any]:
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "platform": platform.platform(),
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cores(),
         "python": platform.python_version(),
         "kernels": told(device),
         "packages": {name: version(name) for name in packages},

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import datetime
-import errno
-import fcntl
 import json
 import os
 import socket
 from pathlib import Path
 from types import TracebackType
 
-from smoothtune.errors import UsageError
+from smoothtune.errors import SmoothtuneError, UsageError
 from smoothtune.files import WriteError
+from smoothtune.system import BYTES, NO_LINK, lock
 
 LOCK = ".lock"
 _MOST = 4096
@@ -30,17 +29,30 @@ class RunLock:
 
     def __enter__(self) -> RunLock:
         try:
-            number = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+            number = os.open(self._path, os.O_RDWR | os.O_CREAT | NO_LINK | BYTES, 0o666)
         except OSError as error:
             raise WriteError(f"{self._path}: cannot be written: {error.strerror}; choose another --run-dir") from None
         try:
-            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._sign(number)
-        except OSError as error:
+            self._take(number)
+        except SmoothtuneError:
             os.close(number)
-            raise self._refused(error) from None
+            raise
         self._number = number
         return self
+
+    def _take(self, number: int) -> None:
+        try:
+            free = lock(number)
+            if free:
+                self._sign(number)
+        except OSError as error:
+            raise WriteError(
+                f"{self._path}: cannot be locked: {error.strerror}; free space, or choose a --run-dir on another disk"
+            ) from None
+        if not free:
+            raise UsageError(
+                f"{self._path.parent}: {self._holder()} is at work on this run; wait for it or end it, then go on"
+            )
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -54,16 +66,8 @@ class RunLock:
         since = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         text = json.dumps({"process": os.getpid(), "host": socket.gethostname(), "since": since})
         os.ftruncate(number, 0)
-        os.pwrite(number, text.encode(), 0)
-
-    def _refused(self, error: OSError) -> UsageError | WriteError:
-        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-            return WriteError(
-                f"{self._path}: cannot be locked: {error.strerror}; free space, or choose a --run-dir on another disk"
-            )
-        return UsageError(
-            f"{self._path.parent}: {self._holder()} is at work on this run; wait for it or end it, then go on"
-        )
+        os.lseek(number, 0, os.SEEK_SET)
+        os.write(number, text.encode())
 
     def _holder(self) -> str:
         try:

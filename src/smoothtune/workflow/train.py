@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ from smoothtune.config.experiment import Experiment
 from smoothtune.config.loading import Loaded, load
 from smoothtune.errors import UsageError
 from smoothtune.runtime.processes import Processes, together
+from smoothtune.runtime.signals import terminable
+from smoothtune.system import check_locks
 from smoothtune.workflow.earlier import as_of_run, read_earlier
 from smoothtune.workflow.events import Event, RunBegin, RunEnd
 from smoothtune.workflow.identity import check_kinds, configuration_of
@@ -69,9 +71,11 @@ def train(
         if processes.any(goes_on)[0]:
             return _go_on(Path(str(run_dir)), wanted, allowed, listen, processes)
         with processes.agreeing():
+            check_locks()
             if processes.is_main and run_dir is not None:
                 check_free(Path(run_dir), empty=resume)
-        material = Material(wanted, listen=listen if processes.is_main else _nobody)
+        with _before_training(processes):
+            material = Material(wanted, listen=listen if processes.is_main else _nobody)
         folder = Path()
         with processes.agreeing():
             if processes.is_main:
@@ -83,7 +87,9 @@ def train(
                     f"{folder}: process {processes.rank} finds no such folder; give all a --run-dir they share"
                 )
         with _locked(folder, processes):
-            return TrainingRun(material, folder, listen).run()
+            with _before_training(processes):
+                run = TrainingRun(material, folder, listen)
+            return run.run()
 
 
 def chosen_experiment(loaded: Loaded, *, listen: Callable[[Event], None] = _nobody) -> Experiment:
@@ -91,7 +97,8 @@ def chosen_experiment(loaded: Loaded, *, listen: Callable[[Event], None] = _nobo
 
     Cost: that of the recipe, with fine-tuning in cross-validation where dev is small. Raises as `train` does.
     """
-    return Material(absolute(loaded.experiment, loaded.base), listen=listen).experiment
+    with terminable("ended by SIGTERM while the recipe chose; give the same command again"):
+        return Material(absolute(loaded.experiment, loaded.base), listen=listen).experiment
 
 
 def resume(run_dir: str | Path, *, allow: Collection[str] = (), listen: Callable[[Event], None] = _nobody) -> Run:
@@ -134,7 +141,16 @@ def _go_on(
         if done is not None:
             return done
         threads = None if earlier.state is None else earlier.state.threads
-        return TrainingRun(Material(earlier.experiment, threads), folder, listen, earlier).run()
+        with _before_training(processes):
+            run = TrainingRun(Material(earlier.experiment, threads), folder, listen, earlier)
+        return run.run()
+
+
+def _before_training(processes: Processes) -> AbstractContextManager[None]:
+    """SIGTERM ends the preparations in one line; of several processes the launcher says so, since they wait for each other."""
+    if not processes.alone:
+        return nullcontext()
+    return terminable("ended by SIGTERM before the first step; give the same command again")
 
 
 def _finished(folder: Path, wanted: Experiment | None) -> Run | None:
