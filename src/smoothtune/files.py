@@ -9,29 +9,38 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from smoothtune.errors import SmoothtuneError
+from smoothtune.errors import SmoothtuneError, UsageError
 
 
 class WriteError(SmoothtuneError):
     """A file could not be written (exit code 1)."""
 
 
+class NoCacheError(UsageError):
+    """There is no folder for the cache (exit code 2)."""
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` whole or not at all. Raises `WriteError` naming the file and the cause."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        number, aside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        try:
-            with os.fdopen(number, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(aside).chmod(0o666 & ~umask())
-            os.replace(aside, path)
-        finally:
-            Path(aside).unlink(missing_ok=True)
+        replace_text(path, text)
     except OSError as error:
         raise WriteError(f"{path}: cannot be written: {error.strerror}; free space or choose another folder") from None
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write `text` aside, sync it, and let it take the place of `path`. Raises `OSError`."""
+    number, aside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    try:
+        with os.fdopen(number, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(aside).chmod(0o666 & ~umask())
+        os.replace(aside, path)
+    finally:
+        Path(aside).unlink(missing_ok=True)
 
 
 @contextmanager
@@ -47,9 +56,9 @@ def folder_aside(target: Path) -> Iterator[Path]:
             yield aside
             aside.chmod(0o777 & ~umask())
             for file in aside.rglob("*"):
-                _sync(file)
+                sync(file)
             _swap(aside, target)
-            _sync(target.parent)
+            sync(target.parent)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
     except OSError as error:
@@ -72,7 +81,8 @@ def _swap(new: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """What stands in a file or folder is on disk when this returns. Raises `OSError`."""
     number = os.open(path, os.O_RDONLY)
     try:
         os.fsync(number)
@@ -88,6 +98,19 @@ def umask() -> int:
 
 
 def cache_folder() -> Path:
-    """Where prepared data are kept between runs: `$XDG_CACHE_HOME/smoothtune`, by default `~/.cache/smoothtune`."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if base else Path.home() / ".cache") / "smoothtune"
+    """Where prepared data are kept between runs: `$XDG_CACHE_HOME/smoothtune`, by default `~/.cache/smoothtune`.
+
+    A relative `XDG_CACHE_HOME` is ignored, as its specification says. Raises `NoCacheError` where there is no home folder.
+    """
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if base.is_absolute():
+        return base / "smoothtune"
+    try:
+        home = Path.home()
+    except RuntimeError:  # no HOME, and no entry of this user among the system's
+        home = Path()
+    if not home.is_absolute():
+        raise NoCacheError(
+            "no home folder, so there is no place for the cache: set XDG_CACHE_HOME to the absolute path of a folder"
+        )
+    return home / ".cache" / "smoothtune"
