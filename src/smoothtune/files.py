@@ -30,7 +30,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write `text` aside, sync it, and let it take the place of `path`. Raises `OSError`."""
+    """Write `text` aside, sync it, let it take the place of `path`, and sync that. Raises `OSError`."""
     number, aside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     try:
         with os.fdopen(number, "w", encoding="utf-8") as file:
@@ -39,6 +39,7 @@ def replace_text(path: Path, text: str) -> None:
             os.fsync(file.fileno())
         Path(aside).chmod(0o666 & ~umask())
         os.replace(aside, path)
+        sync(path.parent)
     finally:
         Path(aside).unlink(missing_ok=True)
 
@@ -55,8 +56,8 @@ def folder_aside(target: Path) -> Iterator[Path]:
         try:
             yield aside
             aside.chmod(0o777 & ~umask())
-            for file in aside.rglob("*"):
-                sync(file)
+            for path in (*aside.rglob("*"), aside):  # the folder too: without it the names of its files may be lost
+                sync(path)
             _swap(aside, target)
             sync(target.parent)
         finally:
