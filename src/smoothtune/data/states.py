@@ -124,7 +124,7 @@ class StateStore:
     def open(self, folder: Path) -> StateColumn | None:
         """The states of `folder`, None where it is missing or not whole. Its use is noted, for `make_room`.
 
-        Cost: once per process the reading of all its bytes, at 4 to 6 GB/s from memory, to compare their checksums.
+        Cost: once per process the reading of all its bytes, to compare their checksums.
         """
         return opened(folder, self._read)
 
