@@ -2,8 +2,8 @@
 
 Run: python benchmarks/cache_sums.py [--repetitions 5] [--rows 100000]. SST sentences, drawn again and again, with the bundled
 encoder left alone: its states are kept, which are the largest entries there are, and one epoch trains the rest, so that there is
-little else to do. The share is the time inside the sums over the rest of the run, measured in the runs themselves, with an interval
-over the repetitions. Writes results/cache_sums.json.
+little else to do. The share is the time inside the sums over the rest of the run, measured in the runs themselves, with an
+interval over the repetitions. Writes results/cache_sums.json.
 """
 
 from __future__ import annotations

@@ -221,9 +221,9 @@ def _seconds(found: Mapping[str, float]) -> str:
 def cache_sums(result: dict[str, Any]) -> str:
     """What the sums of the cache cost, a line per run."""
     text = (
-        f"A run over {result['rows']:,} SST rows (drawn again and again), the encoder left alone, one epoch, {result['repetitions']} "
-        "times: with an empty cache, whose entries are summed and synced, and again with a whole one, whose sums are compared. "
-        "`share` is the time inside the sums over the rest of the run."
+        f"A run over {result['rows']:,} SST rows (drawn again and again), the encoder left alone, one epoch, "
+        f"{result['repetitions']} times: with an empty cache, whose entries are summed and synced, and again with a whole one, "
+        "whose sums are compared. `share` is the time inside the sums over the rest of the run."
     )
     lines = []
     for name, row in result["runs"].items():

@@ -26,6 +26,7 @@ class Clock:
         self._function = function
 
     def __call__(self, path: Path) -> Any:
+        """Call the function, and count."""
         began = time.perf_counter()
         result = self._function(path)
         self.seconds += time.perf_counter() - began

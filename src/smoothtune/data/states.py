@@ -178,4 +178,7 @@ def _last_used(folder: Path) -> float:
 
 
 def _size(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.glob("*"))
+    try:
+        return sum(file.stat().st_size for file in folder.glob("*"))
+    except FileNotFoundError:  # another process makes room
+        return 0
