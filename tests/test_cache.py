@@ -169,15 +169,16 @@ def test_every_file_is_synced_before_the_name_is_given(tmp_path: Path, monkeypat
 
 
 def test_what_killed_processes_left_is_swept_away_after_a_day(tmp_path: Path) -> None:
-    old, fresh, text = tmp_path / "a.part", tmp_path / "b.part", tmp_path / ".c.json.x.part"
-    for folder in (old, fresh):
+    old, fresh, text = tmp_path / "a.part", tmp_path / "b.part", tmp_path / "contents" / ".c.json.x.part"
+    for folder in (old, fresh, text.parent):
         folder.mkdir()
     text.touch()
     (old / "file").touch()
     for path in (old / "file", old, text):
         os.utime(path, (0, 0))
     made(tmp_path / "entry", one=b"1")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["b.part", "entry"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b.part", "contents", "entry"]
+    assert not list(text.parent.iterdir())
 
 
 def test_a_record_comes_back_to_the_bit(tmp_path: Path) -> None:
@@ -205,7 +206,7 @@ def test_a_record_that_cannot_be_written_names_the_cache(tmp_path: Path) -> None
     (tmp_path / "cache").touch()
     with pytest.raises(WriteError) as caught:
         write_record(tmp_path / "cache" / "record.json", 1)
-    assert str(caught.value) == f"{tmp_path / 'cache'}: cannot be written: File exists; {ADVICE}"
+    assert str(caught.value) == f"{tmp_path / 'cache'}: cannot be written: Not a directory; {ADVICE}"
 
 
 def test_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

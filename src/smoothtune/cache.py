@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from smoothtune.bounded import parse_json, read_text
-from smoothtune.files import WriteError, replace_text, sync
+from smoothtune.files import WriteError, make_folder, replace_text, sync
 
 SUMS = "sums.json"
 _FORMAT = 1
@@ -50,8 +50,9 @@ def aside(cache: Path, *, variables: str = "XDG_CACHE_HOME") -> Iterator[Path]:
     """
     folder = cache / f"{uuid.uuid4().hex}.part"
     with _writing(cache, variables):
+        make_folder(cache)
         _sweep(cache)
-        folder.mkdir(parents=True)
+        folder.mkdir()
         try:
             yield folder
         finally:
@@ -118,7 +119,7 @@ def gone(entry: Path) -> WriteError:
 def write_record(path: Path, value: Any) -> None:
     """Write a small value of JSON as an entry of its own. Raises `WriteError` naming the cache."""
     with _writing(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         replace_text(path, json.dumps({"format": _FORMAT, "entry": path.name, "crc32": _crc(value), "value": value}))
 
 
@@ -262,7 +263,7 @@ def _sweep(cache: Path) -> None:
     if cache in _swept:
         return
     _swept.add(cache)
-    for left in cache.glob("*.part"):
+    for left in (*cache.glob("*.part"), *cache.glob("*/*.part")):
         if time.time() - _last_change(left) > _ABANDONED:
             shutil.rmtree(left, ignore_errors=True)
             with suppress(OSError):

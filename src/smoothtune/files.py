@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -23,7 +24,7 @@ class NoCacheError(UsageError):
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` whole or not at all. Raises `WriteError` naming the file and the cause."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         replace_text(path, text)
     except OSError as error:
         raise WriteError(f"{path}: cannot be written: {error.strerror}; free space or choose another folder") from None
@@ -51,7 +52,7 @@ def folder_aside(target: Path) -> Iterator[Path]:
     Raises `WriteError` naming the folder and the cause.
     """
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
         try:
             yield aside
@@ -80,6 +81,17 @@ def _swap(new: Path, target: Path) -> None:
         if not target.exists():
             old.rename(target)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder and its parents where they are not there; their names are on disk when this returns. Raises `OSError`."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)) from None
+    for path in missing:
+        sync(path.parent)
 
 
 def sync(path: Path) -> None:

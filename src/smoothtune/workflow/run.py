@@ -68,6 +68,7 @@ def new_run_folder(run_dir: str | Path | None, name: str, *, empty: bool = False
     folder = Path("runs") / f"{name.replace('/', '-').strip('.')}-{stamp}" if run_dir is None else Path(run_dir)
     try:
         folder.mkdir(parents=True)
+        sync(folder.parent)
     except FileExistsError:
         if run_dir is None or not empty:
             raise _already_there(folder) from None
