@@ -7,7 +7,7 @@ DEMO_RUN := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
 BENCH := $(BIN)/python benchmarks
 # Parts that make bench measures, in this order; quality, train-memory and cuda take long or need a GPU and are run by name.
-PARTS := tune training floor step setfit prediction three-tasks growth pwim frozen mixed efficient checkpoints checkpoint-blocks start
+PARTS := tune training floor step setfit prediction three-tasks growth pwim frozen mixed efficient checkpoints checkpoint-blocks cache-sums start
 
 .PHONY: setup demo test check bench-memory bench bench-envs bench-page bench-quality bench-train-memory bench-cuda \
 	$(addprefix bench-,$(PARTS))
@@ -33,14 +33,16 @@ demo: setup
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
-# Ends runs in every way there is: KILLS of them at random moments, each write of a run on a full disk; tells how many went on to the same bits.
-# Models shared by 8 threads answer CALLS calls each.
+# Ends runs in every way there is: KILLS of them at random moments, LOSSES by power loss (imitated: what was not synced is lost), each write of a run
+# on a full disk; tells how many went on to the same bits. Models shared by 8 threads answer CALLS calls each.
 .PHONY: test-faults
 KILLS ?= 100
+LOSSES ?= 200
 CALLS ?= 1000
 test-faults: setup
 	OMP_NUM_THREADS=1 SMOOTHTUNE_THREAD_CALLS=$(CALLS) $(BIN)/python -m pytest --timeout 7200 tests/test_threads.py
-	SMOOTHTUNE_KILLS=$(KILLS) SMOOTHTUNE_FULL=1 $(BIN)/python -m pytest -s --timeout 7200 tests/test_kills.py tests/test_disk_full.py tests/test_checkpoint.py
+	SMOOTHTUNE_KILLS=$(KILLS) SMOOTHTUNE_LOSSES=$(LOSSES) SMOOTHTUNE_FULL=1 $(BIN)/python -m pytest -s --timeout 7200 \
+		tests/test_kills.py tests/test_power_loss.py tests/test_disk_full.py tests/test_checkpoint.py
 
 # The kernels as a processor without AVX-512, and one with a tile unit (emulated), would build them.
 .PHONY: test-processors
@@ -48,12 +50,14 @@ test-processors: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.processors avx2
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.processors tiles
 
-# Damaged and hostile files for everything that reads files; FUZZ=N for another number of them, SEED=N for others.
+# Damaged and hostile files for everything that reads files, then damaged entries of the cache; FUZZ=N and DAMAGES=N for other numbers of them, SEED=N for others.
 .PHONY: fuzz
 FUZZ ?= 20000
+DAMAGES ?= 2400
 SEED ?= 1
 fuzz: setup
 	$(BIN)/python -m tests.fuzz --inputs $(FUZZ) --seed $(SEED)
+	$(BIN)/python -m tests.fuzz.cache --damages $(DAMAGES) --seed $(SEED)
 
 check: setup
 	$(BIN)/ruff format --check src tests benchmarks
@@ -120,6 +124,9 @@ bench-checkpoints: setup
 
 bench-checkpoint-blocks: setup
 	$(BENCH)/checkpoint_blocks.py
+
+bench-cache-sums: setup
+	$(BENCH)/cache_sums.py
 
 bench-start: setup
 	$(BENCH)/captured.py start

@@ -92,6 +92,7 @@ SECTIONS = (
     Section(
         "What one checkpoint costs", "checkpoint_blocks", "make bench-checkpoint-blocks", sections.checkpoint_blocks
     ),
+    Section("The sums of the cache", "cache_sums", "make bench-cache-sums", sections.cache_sums),
     Section("Prediction", "prediction", "make bench-prediction", sections.prediction),
     Section("A mixed batch", "mixed_batch", "make bench-mixed", adapted_sections.mixed_batch),
     Section("How cost grows", "growth", "make bench-growth", sections.growth),

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import mmap
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 
 
 def backed_by_a_file(array: np.ndarray) -> bool:
-    """Whether an array is a view of a mapped file."""
-    base: Any = array
-    while isinstance(base, np.ndarray | memoryview):
-        base = base.base if isinstance(base, np.ndarray) else base.obj
-    return isinstance(base, mmap.mmap)
+    """Whether the numbers of an array lie in a mapped file (also one that has lost its name since)."""
+    place = array.__array_interface__["data"][0]
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        span, *_, inode = line.split(maxsplit=5)[:5]
+        first, last = (int(end, 16) for end in span.split("-"))
+        if first <= place < last:
+            return inode != "0"
+    return False

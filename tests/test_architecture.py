@@ -24,7 +24,7 @@ from smoothtune.registry import TABLE, resolve
 from tests.golden import check_golden
 
 SOURCE = Path(smoothtune.__file__).parent
-GROUND = ("terminal_text", "errors", "types", "registry", "system", "files", "bounded", "tensor_file")
+GROUND = ("terminal_text", "errors", "types", "registry", "system", "files", "bounded", "tensor_file", "cache")
 ORDER = (*GROUND, "config", "runtime", "data", "nn", "objective", "training", "evaluation", "robustness", "inference")
 ORDER += ("workflow", "studies", "smoothness", "integrations", "cli")
 STRANGERS = (("data", "nn"), ("nn", "data"), ("training", "evaluation"), ("evaluation", "training"))
@@ -105,6 +105,7 @@ def test_the_ground_floor_imports_nothing_of_ours_but_what_stands_lower_on_it() 
         "files": {"errors", "system"},
         "bounded": {"system"},
         "tensor_file": set(),
+        "cache": {"bounded", "files"},
     }
 
 

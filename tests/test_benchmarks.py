@@ -388,3 +388,19 @@ def test_the_efficient_stage_is_measured_with_every_trunk_unless_some_are_named(
     with pytest.raises(SystemExit):
         efficient_stage.main()
     assert "no such trunk: other; expected mean, conv_bilstm" in capsys.readouterr().err
+
+
+def test_the_section_on_the_sums_of_the_cache_shows_their_share() -> None:
+    run = {"seconds": [9.0, 10.0, 12.0], "megabytes": 172.0, "sum_seconds": 0.05, "sync_seconds": 0.5}
+    share = {"value": 0.005, "low": 0.004, "high": 0.0065}
+    result = {
+        "rows": 100_000,
+        "repetitions": 3,
+        "rates": {"CRC-32": 5.8e9},
+        "runs": {"an empty cache": {**run, "share": share}},
+    }
+    text = sections.cache_sums(result)
+    assert "over 100,000 SST rows" in text
+    assert "CRC-32 5.8 GB/s" in text
+    cells = "| an empty cache | 172 MB | 10.0 s | 0.050 s | 0.50 s | 0.500 % (0.400 to 0.650 %) |"
+    assert text.splitlines()[-1] == cells

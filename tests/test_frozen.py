@@ -448,6 +448,6 @@ def test_the_command_warns_and_goes_on_where_the_disk_is_full(
     assert answer.exit_code == 0
     assert "warning: stage together: nothing in the encoder trains" in answer.stderr
     assert "its states cannot be kept, so each step computes them: " in answer.stderr
-    assert "cannot be written: No space left on device; free space or choose another folder" in answer.stderr
+    assert "cannot be written: No space left on device; free space or choose another cache" in answer.stderr
     assert not list((own_cache / "smoothtune").glob("*states-*"))
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()

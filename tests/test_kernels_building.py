@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import logging
+import os
 import platform
 import re
 import shutil
@@ -40,8 +42,7 @@ def anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[
     """An empty cache of kernels. A call forgets what is known, as a new process would; so does the end."""
 
     def forget() -> None:
-        building.build.cache_clear()
-        building._files.cache_clear()
+        building._libraries.cache_clear()
 
     # What other tests compute with is decided before the surroundings change.
     _ = (fused.available(), adamw.available(), gemm.available(), *map(grid.available, (torch.bfloat16, torch.float32)))
@@ -129,12 +130,11 @@ def test_a_library_that_is_there_needs_no_compiler_and_a_changed_header_does(
 @needs_compiler
 def test_several_may_build_the_same_library_at_once(sources: Path, tmp_path: Path) -> None:
     threads = Path(torch.__file__).parent / "lib" / "libgomp.so.1"
-    target, compiler = tmp_path / "kernels" / "one.so", shutil.which("c++") or "g++"
+    entry, compiler = tmp_path / "kernels" / "kernels-one", shutil.which("c++") or "g++"
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda _: building._compile("one", target, compiler, threads), range(4)))
-    assert found == [target] * 4
-    assert [path.name for path in target.parent.iterdir()] == ["one.so"]
-    assert ctypes.CDLL(str(target)).number() == 7
+        found = list(pool.map(lambda _: building._compiled("one", entry, compiler, threads), range(4)))
+    assert [kernels.loaded.number() for kernels in found if kernels.loaded is not None] == [7] * 4
+    assert [path.name for path in entry.parent.iterdir()] == ["kernels-one"]
 
 
 @needs_compiler
@@ -155,14 +155,35 @@ def test_one_that_cannot_be_built_is_named_with_the_compilers_first_error(source
 
 
 @needs_compiler
-def test_a_damaged_library_is_named(sources: Path, anew: Callable[[], None], tmp_path: Path) -> None:
-    assert len(building._files()) == 2  # built, not loaded
-    (path,) = (tmp_path / "kernels").glob("kernels-one-*.so")
-    path.write_bytes(b"not a library")
+@pytest.mark.parametrize("damage", [b"not a library", b""])
+def test_a_damaged_library_is_built_again(
+    damage: bytes, sources: Path, anew: Callable[[], None], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert building.told() == "on"
+    (path,) = (tmp_path / "kernels").glob("kernels-one-*/kernels.so")
+    path.unlink()  # it is mapped: what is written into it would end this process
+    path.write_bytes(damage)
     anew()
-    told = building.told()
-    assert told.startswith(f"on, but not one: {path} cannot be loaded (")
-    assert told.endswith("; remove it, and it will be built anew")
+    assert building.told() == "on"
+    flaw = f"kernels.so has {len(damage)} bytes, {path.stat().st_size:,} were written"
+    assert [line for line in caplog.messages if "damaged" in line] == [
+        f"cache: {path.parent} is damaged ({flaw}); removed, it is made again"
+    ]
+
+
+@needs_compiler
+def test_a_library_that_is_whole_and_cannot_be_loaded_is_named(
+    sources: Path, anew: Callable[[], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(path: str) -> ctypes.CDLL:
+        raise OSError("failed to map segment from shared object")
+
+    monkeypatch.setattr(ctypes, "CDLL", refused)
+    (why,) = {reason for reason in (building.build("one").reason, building.build("two").reason) if "one" in reason}
+    assert why.endswith(
+        "cannot be loaded (failed to map segment from shared object); choose a folder that may hold programs with "
+        "SMOOTHTUNE_KERNELS_CACHE"
+    )
 
 
 def test_plain_leaves_all_out_without_a_word(
@@ -246,7 +267,28 @@ def test_a_cache_that_cannot_be_written_is_named(
     (tmp_path / "file").touch()
     monkeypatch.setenv(building.PLACE, str(tmp_path / "file"))
     monkeypatch.setenv("CXX", "/bin/false")
-    assert f"could not build into {tmp_path / 'file'} ([Errno 17] File exists: " in building.told()
+    advice = "free space or choose another cache with XDG_CACHE_HOME or SMOOTHTUNE_KERNELS_CACHE"
+    assert building.told() == f"off: {tmp_path / 'file'}: cannot be written: Not a directory; {advice}"
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EROFS])
+def test_a_full_disk_is_no_fault_of_the_compiler(
+    error: int, sources: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    what = os.strerror(error)
+    monkeypatch.setenv("CXX", failing(tmp_path / "bin", f"as: error writing to one.o: {what}\n"))
+    assert building.told().startswith(f"off: {tmp_path / 'kernels'}: cannot be written: {what}; free space or choose")
+
+
+@needs_compiler
+def test_without_a_home_folder_kernels_are_off_and_it_is_said_why(
+    sources: Path, no_home: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv(building.PLACE)
+    assert building.told().startswith("off: no home folder, so there is no place for the cache: set XDG_CACHE_HOME")
+    monkeypatch.setenv(building.PLACE, str(tmp_path / "kernels"))
+    building._libraries.cache_clear()
+    assert building.told() == "on"
 
 
 def test_on_a_gpu_nothing_is_built_to_say_so(

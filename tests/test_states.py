@@ -184,7 +184,7 @@ def test_a_full_disk_is_met_before_the_values_are_mapped(tmp_path: Path, monkeyp
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["values", "starts", "done.json"])
+@pytest.mark.parametrize("name", ["values", "starts", "sums.json"])
 def test_a_damaged_store_is_not_used(tmp_path: Path, name: str) -> None:
     store = made_store(tmp_path)
     write(store)
@@ -204,8 +204,7 @@ def used(folder: Path, size: int, ago: float) -> Path:
     """A store of `size` bytes, last used `ago` seconds before now."""
     folder.mkdir()
     (folder / "values").write_bytes(bytes(size))
-    (folder / "done.json").touch()
-    os.utime(folder / "done.json", (time.time() - ago, time.time() - ago))
+    os.utime(folder, (time.time() - ago, time.time() - ago))
     return folder
 
 
@@ -227,12 +226,3 @@ def test_more_than_the_share_of_the_disk_is_refused(tmp_path: Path, monkeypatch:
     with pytest.raises(WriteError, match=r"need 0\.00 GB, more than 0\.00 GB, a quarter of the free disk"):
         make_room(tmp_path, int(4000 * SHARE) + 1, keep=[])
     assert kept.exists()
-
-
-def test_what_a_killed_process_left_is_swept_away_after_a_day(tmp_path: Path) -> None:
-    left, fresh = tmp_path / ".states-a.x.part", tmp_path / ".states-b.x.part"
-    for folder in (left, fresh):
-        folder.mkdir()
-    os.utime(left, (0, 0))
-    make_room(tmp_path, 1, keep=[])
-    assert (left.exists(), fresh.exists()) == (False, True)

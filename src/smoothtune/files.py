@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -11,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from smoothtune import system
-from smoothtune.errors import SmoothtuneError
+from smoothtune.errors import SmoothtuneError, UsageError
 
 _asking = threading.Lock()
 
@@ -20,22 +21,32 @@ class WriteError(SmoothtuneError):
     """A file could not be written (exit code 1)."""
 
 
+class NoCacheError(UsageError):
+    """There is no folder for the cache (exit code 2)."""
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` whole or not at all. Raises `WriteError` naming the file and the cause."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        number, aside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        try:
-            with os.fdopen(number, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(aside).chmod(0o666 & ~umask())
-            os.replace(aside, path)
-        finally:
-            Path(aside).unlink(missing_ok=True)
+        make_folder(path.parent)
+        replace_text(path, text)
     except OSError as error:
         raise WriteError(f"{path}: cannot be written: {error.strerror}; free space or choose another folder") from None
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write `text` aside, sync it, let it take the place of `path`, and sync that. Raises `OSError`."""
+    number, aside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    try:
+        with os.fdopen(number, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(aside).chmod(0o666 & ~umask())
+        os.replace(aside, path)
+        sync(path.parent)
+    finally:
+        Path(aside).unlink(missing_ok=True)
 
 
 @contextmanager
@@ -45,15 +56,15 @@ def folder_aside(target: Path) -> Iterator[Path]:
     Raises `WriteError` naming the folder and the cause.
     """
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
         try:
             yield aside
             aside.chmod(0o777 & ~umask())
-            for file in aside.rglob("*"):
-                _sync(file)
+            for path in (*aside.rglob("*"), aside):  # the folder too: without it the names of its files may be lost
+                sync(path)
             _swap(aside, target)
-            _sync(target.parent)
+            sync(target.parent)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
     except OSError as error:
@@ -76,7 +87,19 @@ def _swap(new: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _sync(path: Path) -> None:
+def make_folder(folder: Path) -> None:
+    """Create a folder and its parents where they are not there; their names are on disk when this returns. Raises `OSError`."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)) from None
+    for path in missing:
+        sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """What stands in a file or folder is on disk when this returns. Raises `OSError`."""
     system.sync(path)
 
 
@@ -93,6 +116,19 @@ def umask() -> int:
 
 
 def cache_folder() -> Path:
-    """Where prepared data are kept between runs: `$XDG_CACHE_HOME/smoothtune`, by default `~/.cache/smoothtune`."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if base else Path.home() / ".cache") / "smoothtune"
+    """Where prepared data are kept between runs: `$XDG_CACHE_HOME/smoothtune`, by default `~/.cache/smoothtune`.
+
+    A relative `XDG_CACHE_HOME` is ignored, as its specification says. Raises `NoCacheError` where there is no home folder.
+    """
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if base.is_absolute():
+        return base / "smoothtune"
+    try:
+        home = Path.home()
+    except RuntimeError:  # no HOME, and no entry of this user among the system's
+        home = Path()
+    if not home.is_absolute():
+        raise NoCacheError(
+            "no home folder, so there is no place for the cache: set XDG_CACHE_HOME to the absolute path of a folder"
+        )
+    return home / ".cache" / "smoothtune"

@@ -145,7 +145,10 @@ def _with_encoder_from(experiment: Experiment, base: Path) -> Experiment:
 
 
 def _folder(given_by: str, name: str | Path) -> Path:
-    folder = Path(name).expanduser()
+    try:
+        folder = Path(name).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"{given_by} {name}: cannot be the path of a folder ({error})") from None
     if not folder.is_dir():
         raise UsageError(f"{given_by} {name}: there is no such folder")
     return folder.resolve()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import DTypeLike, NDArray
 
 from smoothtune.files import WriteError, cache_folder
@@ -41,10 +42,13 @@ class ColumnWriter:
 def open_column(path: Path, dtype: DTypeLike, width: int | None = None) -> NDArray[Any]:
     """The numbers of a file, memory-mapped for reading: (N,), or (N, width)."""
     shape = (-1,) if width is None else (-1, width)
-    if path.stat().st_size == 0:  # nothing can be mapped
+    size = path.stat().st_size
+    if size == 0:  # nothing can be mapped
         return np.empty((0, *shape[1:]), dtype=dtype)
-    # As a plain array, which is faster to index than a `memmap` and is read-only too.
-    return np.asarray(np.memmap(path, dtype=dtype, mode="r")).reshape(shape)
+    # By torch, which keeps no file open, as a `memmap` does: columns of many tasks are mapped for as long as a run lasts.
+    numbers: NDArray[Any] = torch.from_file(str(path), size=size, dtype=torch.uint8).numpy().view(dtype)
+    numbers.flags.writeable = False
+    return numbers.reshape(shape)
 
 
 def scratch(count: int, dtype: DTypeLike) -> NDArray[Any]:

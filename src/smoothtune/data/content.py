@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from smoothtune.files import write_text
+from smoothtune.cache import read_record, write_record
+from smoothtune.files import WriteError
 
 _BLOCK = 1 << 20
 _SETTLED = 2_000_000_000  # nanoseconds
-_FORMAT = 1
+_FORMAT = 2
 
 
 def read_sha256(path: Path) -> str:
@@ -118,28 +119,27 @@ class KnownContents:
     def remembered(self, path: Path) -> str | None:
         """The sha256 of a file that stayed as it was when it was last read, else None.
 
-        What was kept of it but is damaged, or of another format, counts as nothing.
+        What was kept of it but is damaged counts as nothing.
         """
         stamp = Stamp.of(path)
-        try:
-            kept = json.loads(self._place(stamp).read_text(encoding="utf-8"))
-            known = kept["format"] == _FORMAT and stamp.same_state(Stamp(**kept["stamp"]))
-            return str(kept["sha256"]) if known else None
-        except (OSError, ValueError, KeyError, TypeError):
+        record = read_record(self._place(stamp))
+        if record is None or record["format"] != _FORMAT or not stamp.same_state(Stamp(**record["stamp"])):
             return None
+        return str(record["sha256"])
 
     def has_size(self, path: Path) -> bool:
         """Whether some file of this size was read before: then this one may be a copy, or be touched but unchanged."""
         return next(self._folder.glob(f"{path.stat().st_size}-*.json"), None) is not None
 
     def remember(self, stamp: Stamp, sha256: str) -> None:
-        """Keep the content of a file in the state of `stamp`."""
-        write_text(self._place(stamp), json.dumps({"format": _FORMAT, "stamp": asdict(stamp), "sha256": sha256}))
+        """Keep the content of a file in the state of `stamp`. A cache that can only be read costs another reading, no more."""
+        with suppress(WriteError):
+            write_record(self._place(stamp), {"format": _FORMAT, "stamp": asdict(stamp), "sha256": sha256})
 
     def _read(self, path: Path) -> str:
         with Reading(path, self) as reading:
             return reading.content()
 
     def _place(self, stamp: Stamp) -> Path:
-        name = hashlib.sha256(stamp.path.encode(errors="surrogateescape")).hexdigest()[:32]
+        name = hashlib.sha256(f"{_FORMAT} {stamp.path}".encode(errors="surrogateescape")).hexdigest()[:32]
         return self._folder / f"{stamp.size}-{name}.json"

@@ -9,15 +9,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from smoothtune.data.checks import FATAL, RowSpec, Tally, check_row
-from smoothtune.data.columns import ColumnWriter
+from smoothtune.data.columns import ColumnWriter, open_column
 from smoothtune.data.keys import label_key, pair_keys, text_keys
 from smoothtune.data.readers import read_records
 from smoothtune.data.source import Flaw, Record, Source
@@ -43,6 +44,27 @@ def write_rows(spec: RowSpec, source: Source, folder: Path, file: BinaryIO | Non
     if total == 0 and FATAL.isdisjoint(tally.counts):
         tally.add([Flaw("no rows", 0, _no_rows_text(spec, tally))])
     (folder / SUMMARY).write_text(json.dumps(asdict(tally)), encoding="utf-8")
+
+
+@dataclass(frozen=True, slots=True)
+class RowNumbers:
+    """The flat columns of a folder, memory-mapped, (N,); `text_keys` (N, texts); no `label_key` without labels."""
+
+    line: NDArray[np.int64]
+    key: NDArray[np.uint64]
+    text_keys: NDArray[np.uint64]
+    label_key: NDArray[np.uint64] | None
+
+
+def read_numbers(spec: RowSpec, folder: Path) -> RowNumbers:
+    """The columns that `write_rows` left in `folder`."""
+    texts = len(spec.texts)
+    return RowNumbers(
+        open_column(folder / LINE, np.int64),
+        open_column(folder / KEY, np.uint64),
+        open_column(folder / (KEY if texts == 1 else TEXT_KEYS), np.uint64, texts),
+        None if spec.label is None else open_column(folder / LABEL_KEY, np.uint64),
+    )
 
 
 def text_names(spec: RowSpec) -> list[str]:

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,18 +20,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import DTypeLike, NDArray
 
+from smoothtune.cache import aside, gone, opened, settle
 from smoothtune.data.checks import NO_LABEL, Finding, RowSpec, findings_of
-from smoothtune.data.columns import filled, open_column
+from smoothtune.data.columns import filled
 from smoothtune.data.content import KnownContents, Reading
-from smoothtune.data.entry import aside, settle
-from smoothtune.data.row_writer import KEY, LABEL_KEY, LINE, ROWS, SUMMARY, TEXT_KEYS, text_names, write_rows
+from smoothtune.data.row_writer import ROWS, SUMMARY, RowNumbers, read_numbers, text_names, write_rows
 from smoothtune.data.source import Source
 from smoothtune.errors import Problem
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_FORMAT = 3
+_FORMAT = 4
+_TRIES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,7 @@ class RowTable:
     """N rows of one task and split: those with a label (all in prediction) in which nothing was found to be wrong.
 
     `findings` says what was wrong with the others, `left_out` how many rows are missing for which reason. The texts
-    and all numbers stay on disk, in `folder`.
+    and all numbers stay on disk, in `folder`, and are mapped: they stay readable if the folder is removed.
     """
 
     name: str
@@ -47,6 +49,7 @@ class RowTable:
     findings: tuple[Finding, ...]
     left_out: dict[str, int]
     folder: Path
+    numbers: RowNumbers = field(repr=False)
     dataset: Dataset = field(repr=False)
 
     def __len__(self) -> int:
@@ -72,24 +75,24 @@ class RowTable:
 
     def lines(self) -> NDArray[np.int64]:
         """(N,) the first line of each row in its source, memory-mapped, as are all numbers here."""
-        return open_column(self.folder / LINE, np.int64)
+        return self.numbers.line
 
     def keys(self) -> NDArray[np.uint64]:
         """(N,) 64-bit hashes of the text, or of the two texts in either order; white space normalised, case kept.
 
         Two of ten million different texts share a hash with probability 3e-6.
         """
-        return open_column(self.folder / KEY, np.uint64)
+        return self.numbers.key
 
     def text_keys(self) -> NDArray[np.uint64]:
         """(N, texts) the hash of each single text, comparable between tasks of one text and of pairs."""
-        texts = len(self.spec.texts)
-        return open_column(self.folder / (KEY if texts == 1 else TEXT_KEYS), np.uint64, texts)
+        return self.numbers.text_keys
 
     def label_keys(self) -> NDArray[np.uint64]:
         """(N,) 64-bit hashes of the labels. Raises `ValueError` for rows prepared without a label column."""
         self._need_labels()
-        return open_column(self.folder / LABEL_KEY, np.uint64)
+        assert self.numbers.label_key is not None
+        return self.numbers.label_key
 
     def labels(self) -> pa.ChunkedArray:
         """(N,) label texts, memory-mapped. Raises `ValueError` for rows prepared without a label column."""
@@ -124,16 +127,24 @@ def prepare_rows(spec: RowSpec, source: Source, *, cache: Path, name: str) -> Ro
     Bad rows raise nothing: ask `errors` and `problems()`, so that those of all tasks are reported together.
     Raises `DataError` when the source has gone or the Hub does not answer, `WriteError` when the cache is full.
     """
+    for _ in range(_TRIES):
+        prepared = replace(source, content=_prepared_content(spec, source, cache))
+        table = opened(_entry(spec, prepared, cache), partial(_table, name, spec, prepared))
+        if table is not None:
+            return table
+    raise gone(_entry(spec, prepared, cache))
+
+
+def _table(name: str, spec: RowSpec, source: Source, folder: Path) -> RowTable:
     from datasets import Dataset
 
-    source = replace(source, content=_prepared_content(spec, source, cache))
-    folder = _entry(spec, source, cache)
-    found = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-    left_out = {NO_LABEL: found["unlabelled"]} if found["unlabelled"] else {}
+    tally = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+    left_out = {NO_LABEL: tally["unlabelled"]} if tally["unlabelled"] else {}
     if spec.on_bad_row == "leave_out":
-        left_out |= found["rows"]
-    findings = findings_of(found["counts"], found["examples"], source)
-    return RowTable(name, spec, source, findings, left_out, folder, Dataset.from_file(str(folder / ROWS)))
+        left_out |= tally["rows"]
+    findings = findings_of(tally["counts"], tally["examples"], source)
+    texts = Dataset.from_file(str(folder / ROWS))
+    return RowTable(name, spec, source, findings, left_out, folder, read_numbers(spec, folder), texts)
 
 
 def _prepared_content(spec: RowSpec, source: Source, cache: Path) -> str:
@@ -144,10 +155,13 @@ def _prepared_content(spec: RowSpec, source: Source, cache: Path) -> str:
     if once:
         return _read_once(spec, source, cache, known)
     source = replace(source, content=source.fingerprint(known))
-    if not _entry(spec, source, cache).is_dir():
-        with aside(cache) as folder:
-            write_rows(spec, source, folder)
-            settle(folder, _entry(spec, source, cache))
+    if opened(_entry(spec, source, cache), Path.exists):
+        return source.fingerprint()
+    if source.has_lines:  # hashed while it is read, so that rows never stand under the name of another content
+        return _read_once(spec, source, cache, known)
+    with aside(cache) as folder:
+        write_rows(spec, source, folder)
+        settle(folder, _entry(spec, source, cache))
     return source.fingerprint()
 
 

@@ -10,8 +10,8 @@ import hashlib
 import json
 import os
 import shutil
-import time
 from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,15 +20,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from smoothtune.cache import aside, opened, settle
+from smoothtune.data.columns import open_column
 from smoothtune.data.tokenising import TokenColumn
-from smoothtune.files import WriteError, folder_aside
+from smoothtune.files import WriteError
 from smoothtune.system import reserve
 from smoothtune.types import Needs
 
 SHARE = 0.25  # of the disk space that is free, or taken by stores
-_FORMAT = 1
+_FORMAT = 2
 _HASHED_ROWS = 1 << 16
-_ABANDONED = 24 * 3600  # seconds after which what a killed process was writing is swept away
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,30 +112,29 @@ class StateStore:
         """
         lengths = self.column.lengths(self.rows) if self.needs == "states" else np.ones(len(self.rows), dtype=np.int64)
         starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-        with folder_aside(folder) as aside:
-            with (aside / "values").open("wb") as file:
+        with aside(folder.parent) as written:
+            with (written / "values").open("wb") as file:
                 # A mapped file without its blocks would kill the process on a full disk.
                 reserve(file, self.bytes())
-            values = _mapped(aside / "values", int(starts[-1]), self.width, self.kept_in, shared=True)
+            values = _mapped(written / "values", int(starts[-1]), self.width, self.kept_in, shared=True)
             fill(values, starts)
             if self.needs == "states":
-                (aside / "starts").write_bytes(starts.tobytes())
-            (aside / "done.json").write_text(json.dumps({"format": _FORMAT, "count": int(starts[-1])}))
+                (written / "starts").write_bytes(starts.tobytes())
+            settle(written, folder)
 
     def open(self, folder: Path) -> StateColumn | None:
-        """The states of `folder`, None where it is missing or not whole. Its use is noted, for `make_room`."""
-        try:
-            count = int(json.loads((folder / "done.json").read_text())["count"])
-            if (folder / "values").stat().st_size != count * self.width * self.kept_in.itemsize:
-                return None
-            starts = np.memmap(folder / "starts", dtype=np.int64, mode="r") if self.needs == "states" else None
-            if starts is not None and len(starts) != len(self.rows) + 1:
-                return None
-            values = _mapped(folder / "values", count, self.width, self.kept_in, shared=False)
-            os.utime(folder / "done.json")
-        except (OSError, ValueError, KeyError, RuntimeError):  # another process made room, or a file is damaged
-            return None
-        return StateColumn(self.rows, values, None if starts is None else np.asarray(starts))
+        """The states of `folder`, None where it is missing or not whole. Its use is noted, for `make_room`.
+
+        Cost: once per process the reading of all its bytes, to compare their checksums.
+        """
+        return opened(folder, self._read)
+
+    def _read(self, folder: Path) -> StateColumn:
+        values = _mapped(folder / "values", self.count(), self.width, self.kept_in, shared=False)
+        starts = open_column(folder / "starts", np.int64) if self.needs == "states" else None
+        with suppress(OSError):  # a cache that can only be read
+            os.utime(folder)
+        return StateColumn(self.rows, values, starts)
 
 
 def _mapped(path: Path, count: int, width: int, dtype: torch.dtype, *, shared: bool) -> Tensor:
@@ -159,7 +159,6 @@ def make_room(cache: Path, wanted: int, keep: Collection[Path]) -> None:
     Those of `keep` stay. Raises `WriteError` where the share is too small; then nothing is removed.
     """
     cache.mkdir(parents=True, exist_ok=True)
-    _sweep(cache)
     stores = {folder: _size(folder) for folder in cache.glob("states-*")}
     allowed = int(SHARE * (shutil.disk_usage(cache).free + sum(stores.values())))
     needed = wanted + sum(size for folder, size in stores.items() if folder in keep)
@@ -175,18 +174,12 @@ def make_room(cache: Path, wanted: int, keep: Collection[Path]) -> None:
         excess -= stores[folder]
 
 
-def _sweep(cache: Path) -> None:
-    for left in cache.glob(".states-*.part"):
-        if time.time() - _last_used(left) > _ABANDONED:
-            shutil.rmtree(left, ignore_errors=True)
-
-
 def _last_used(folder: Path) -> float:
-    for path in (folder / "done.json", folder):
-        if path.exists():
-            return path.stat().st_mtime
-    return 0.0
+    return folder.stat().st_mtime if folder.exists() else 0.0
 
 
 def _size(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.glob("*"))
+    try:
+        return sum(file.stat().st_size for file in folder.glob("*"))
+    except FileNotFoundError:  # another process makes room
+        return 0

@@ -11,6 +11,7 @@ import json
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,14 +21,14 @@ from numpy.typing import DTypeLike
 from tokenizers import Tokenizer
 
 from smoothtune.bounded import FOREIGN, check_plain, reason_of
+from smoothtune.cache import aside, fetched, settle
 from smoothtune.data.ahead import one_ahead
 from smoothtune.data.columns import ColumnWriter, open_column
-from smoothtune.data.entry import aside, settle
 from smoothtune.data.tokenizer_file import panics_told, read_tokenizer
 from smoothtune.errors import ModelFileError
 from smoothtune.types import Input
 
-_FORMAT = 1
+_FORMAT = 2
 _CHUNK = 2048
 # Cutting is a setting of the tokenizer itself, so threads that share one take turns.
 _SETTINGS = threading.Lock()
@@ -128,10 +129,15 @@ def tokenise(
         identity = [_FORMAT, table.content_key, tokenizer.to_str(), max_length, reads]
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
     folder = cache / f"tokens-{key}"
-    if not (folder / "done.json").is_file():
-        _write(table, tokenizer, reads, max_length, folder)
-    columns = json.loads((folder / "done.json").read_text())["columns"]
-    return [_open(folder, number) for number in range(columns)]
+    return fetched(folder, partial(_read, reads), partial(_write, table, tokenizer, reads, max_length, folder))
+
+
+def _read(reads: Input, folder: Path) -> list[TokenColumn]:
+    return [_open(folder, number) for number in range(_columns(reads))]
+
+
+def _columns(reads: Input) -> int:
+    return 2 if reads == "separate" else 1
 
 
 def _write(table: TextTable, tokenizer: Tokenizer, reads: Input, max_length: int, folder: Path) -> None:
@@ -141,14 +147,12 @@ def _write(table: TextTable, tokenizer: Tokenizer, reads: Input, max_length: int
         return list(zip(columns, fulls, strict=True))
 
     with aside(folder.parent) as written:
-        count = 2 if reads == "separate" else 1
-        writers = [_ColumnWriter(written, number, tokenizer.get_vocab_size()) for number in range(count)]
+        writers = [_ColumnWriter(written, number, tokenizer.get_vocab_size()) for number in range(_columns(reads))]
         for parts in one_ahead(encoded, table.chunks(_CHUNK)):
             for writer, (encodings, full) in zip(writers, parts, strict=True):
                 writer.add(encodings, full, joint=reads == "joint")
         for writer in writers:
             writer.close()
-        (written / "done.json").write_text(json.dumps({"columns": count, "format": _FORMAT}))
         settle(written, folder)
 
 

@@ -13,14 +13,14 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 
+from smoothtune.cache import read_record, write_record
 from smoothtune.data.batching import Examples
-from smoothtune.files import WriteError, cache_folder, write_text
+from smoothtune.files import NoCacheError, WriteError, cache_folder
 from smoothtune.inference.answering import answer_tasks, probabilities
 from smoothtune.nn.model import MultiTaskModel
 from smoothtune.runtime.device import has_bfloat16
@@ -30,6 +30,7 @@ PrecisionName = Literal["float32", "bfloat16"]
 PRECISIONS = ("auto", *get_args(PrecisionName))
 # Answers agree when they differ by no more on average: of a probability's 1, of a regression's range (ours).
 AGREEMENT = 0.02
+_FORMAT = 2
 _TOKENS = 1024
 _ROUNDS = 3
 _FORMATS: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -78,15 +79,14 @@ def without_measuring(asked: str, trained_in: str | None, device: torch.device) 
 def measured(model: MultiTaskModel, groups: Groups, identity: str) -> Precision:
     """The fastest format in which all answers agree, for the model that `identity` names: from the cache, or measured now."""
     tasks = sorted(task for names, _ in groups for task in names)
-    key = hashlib.sha256(json.dumps([identity, tasks, *_setting(model.device)]).encode()).hexdigest()[:32]
-    path = cache_folder() / f"precision-{key}.json"
-    known = _read(path)
+    key = hashlib.sha256(json.dumps([_FORMAT, identity, tasks, *_setting(model.device)]).encode()).hexdigest()[:32]
+    known = _read(f"precision-{key}.json")
     if known is not None:
         return known
     rounds, difference = measure(model, [(names, _sample(examples)) for names, examples in groups])
     found = choice(_speeds(rounds), difference)
     if _clear(rounds):
-        _keep(path, found)
+        _keep(f"precision-{key}.json", found)
     return found
 
 
@@ -159,16 +159,14 @@ def _setting(device: torch.device) -> list[str]:
     return [*versions, told(), platform.node(), platform.machine(), capability, str(torch.get_num_threads())]
 
 
-def _read(path: Path) -> Precision | None:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return choice(
-            {name: float(found["speeds"][name]) for name in get_args(PrecisionName)}, float(found["difference"])
-        )
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # not there, or damaged: measured again
+def _read(name: str) -> Precision | None:
+    """The choice of a record, None where there is none. A cache that cannot be had only costs a measurement."""
+    with suppress(NoCacheError, WriteError):
+        record = read_record(cache_folder() / name)
+        return None if record is None else choice(record["speeds"], record["difference"])
+    return None
 
 
-def _keep(path: Path, found: Precision) -> None:
-    with suppress(WriteError):  # a cache that cannot be written costs the next run its measurement, no more
-        write_text(path, json.dumps({"speeds": found.speeds, "difference": found.difference}) + "\n")
+def _keep(name: str, found: Precision) -> None:
+    with suppress(NoCacheError, WriteError):
+        write_record(cache_folder() / name, {"speeds": found.speeds, "difference": found.difference})

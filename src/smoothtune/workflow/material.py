@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from smoothtune import cache
 from smoothtune.bounded import parse_toml
 from smoothtune.config.experiment import Experiment, trunk_options
 from smoothtune.config.loading import to_toml, validated
@@ -79,6 +80,7 @@ class Material:
         self.staged: StagedModel
         self._together = processes.current()
         self._cache = cache_folder()
+        self._reports = len(cache.reports())
         with self._together.agreeing():
             self._prepare(threads)
         with self._together.in_turn():
@@ -207,6 +209,10 @@ class Material:
             answered = probe_answers(probe_of, self.experiment, encoder, self._labels, dev, self.dtype)
             baselines = {PROBE_BASELINE: answered}
         return evaluation_of(answers, self._labels, largest=self.largest_classes(), baselines=baselines), logits
+
+    def cache_reports(self) -> list[str]:
+        """What was damaged in the cache, or went, since this was made; all of it was made again."""
+        return list(cache.reports()[self._reports :])
 
     def largest_classes(self) -> dict[str, str]:
         """The commonest label of the training rows, by task; a regression has none."""

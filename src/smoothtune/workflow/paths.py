@@ -38,4 +38,7 @@ def _path(text: str, base: Path) -> str:
     if text.startswith("hf:"):
         local = text.removeprefix("hf:")
         return f"hf:{base / local}" if local.startswith(("./", "../")) else text
-    return str(base / Path(text).expanduser())
+    try:
+        return str(base / Path(text).expanduser())
+    except RuntimeError:  # of an unknown user, or there is no home folder: whoever reads it says so
+        return text

@@ -16,7 +16,7 @@ from smoothtune.bounded import parse_toml, read_text, reason_of
 from smoothtune.config.experiment import Experiment
 from smoothtune.config.loading import to_toml, validated_run
 from smoothtune.errors import ModelFileError, UsageError
-from smoothtune.files import WriteError, write_text
+from smoothtune.files import WriteError, sync, write_text
 from smoothtune.nn.folder import read_json
 from smoothtune.system import NO_LINK, cores
 from smoothtune.workflow.run_lock import LOCK
@@ -69,6 +69,7 @@ def new_run_folder(run_dir: str | Path | None, name: str, *, empty: bool = False
     folder = Path("runs") / f"{name.replace('/', '-').strip('.')}-{stamp}" if run_dir is None else Path(run_dir)
     try:
         folder.mkdir(parents=True)
+        sync(folder.parent)
     except FileExistsError:
         if run_dir is None or not empty:
             raise _already_there(folder) from None
@@ -132,11 +133,14 @@ class RunFiles:
 
     def add_metrics(self, line: dict[str, Any]) -> None:
         """One more line of metrics.jsonl, on disk when this returns."""
+        new = not (self.folder / METRICS).exists()
         try:
             with open(self.folder / METRICS, "a", encoding="utf-8", opener=_no_link) as file:
                 file.write(json.dumps(line) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
+            if new:
+                sync(self.folder)
         except OSError as error:
             raise WriteError(f"{self.folder / METRICS}: cannot be written: {error.strerror}") from None
 

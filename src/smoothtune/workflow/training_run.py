@@ -6,8 +6,8 @@ Every process of a run trains; the first one tells and writes.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from smoothtune.workflow.run import (
     CHECK,
     CHECKPOINTS,
     EVALUATION,
+    EXPERIMENT,
     MODEL,
     PROBE,
     RECIPE,
@@ -90,7 +91,19 @@ class TrainingRun:
         except (WriteError, TrainingError) as error:
             if not self._writes and not isinstance(error, OneProcessError):
                 raise ElsewhereError(str(error), error.exit_code) from None
+            if self._writes and isinstance(error, WriteError):
+                self._note_failure(str(error))
             raise type(error)(f"{error}; {self._how_to_go_on(isinstance(error, NotFiniteError))}") from None
+
+    def _note_failure(self, failure: str) -> None:
+        """Say in `run.json` why the run ended, where there is a run to resume and room to say so."""
+        if (self.folder / EXPERIMENT).is_file():
+            with suppress(WriteError):
+                self._write_state(self._told.facts(self.material, failure=failure))
+
+    def _write_state(self, facts: Mapping[str, Any]) -> None:
+        """`run.json`: the facts, and what became of the cache up to now."""
+        self.files.write_json(STATE, {**facts, "cache": self.material.cache_reports()})
 
     def _start(self) -> tuple[int, Any]:
         """The stage to begin with, and the state to begin it from."""
@@ -316,7 +329,7 @@ class TrainingRun:
         if evaluation is not None:
             write_dev_predictions(self.folder, self.material.data, logits)
             self.files.write_json(EVALUATION, evaluation)
-        self.files.write_json(STATE, facts)
+        self._write_state(facts)
         if not facts["interrupted"]:
             self._checkpoints.drop_after(None)  # the run is whole: nothing is left to go on with
 
@@ -327,7 +340,7 @@ class TrainingRun:
         facts = self._told.facts(self.material, failure=failure)
         if worth:
             self.material.write_model(self.folder / MODEL, facts)
-        self.files.write_json(STATE, facts)
+        self._write_state(facts)
         if worth:
             return f"the best model before that is in {self.folder / MODEL}"
         return "no model was worth keeping: it came before the first evaluation"

@@ -1,20 +1,21 @@
 """Builds the C++ kernels of this folder for the processor at hand and loads them. Knows nothing of what they compute.
 
-Each `NAME.cpp` becomes one library in the cache (or the folder `SMOOTHTUNE_KERNELS_CACHE`). Whoever first needs one of them
-compiles all that are not there (seconds; logged at INFO) with the system's C++ compiler; without one, torch alone
-computes. They share torch's OpenMP threads.
+Each `NAME.cpp` becomes one library, an entry of the cache (or of the folder `SMOOTHTUNE_KERNELS_CACHE`). Whoever first needs
+one of them compiles all that are not there (seconds; logged at INFO) with the system's C++ compiler, and loads all; without
+a compiler, torch alone computes. They share torch's OpenMP threads.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import hashlib
 import logging
 import os
 import platform
 import shutil
 import subprocess
-import tempfile
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -22,8 +23,9 @@ from pathlib import Path
 
 import torch
 
+from smoothtune.cache import aside, gone, opened, settle
 from smoothtune.errors import UsageError
-from smoothtune.files import cache_folder
+from smoothtune.files import NoCacheError, WriteError, cache_folder
 
 SOURCES = Path(__file__).parent
 NAMES = (
@@ -45,6 +47,7 @@ FLAGS = (
 )
 if platform.machine() in ("x86_64", "AMD64"):
     FLAGS.append("-mprefer-vector-width=512")
+_LIBRARY = "kernels.so"
 _TIMEOUT = 300
 _AT_ONCE = 4  # compilers side by side, each of which takes memory
 
@@ -59,16 +62,13 @@ class Kernels:
     reason: str = ""
 
 
-@cache
+class _CompilerError(Exception):
+    """Why a compiler built nothing, on one line."""
+
+
 def build(name: str) -> Kernels:
     """The kernels of `NAME.cpp` for this machine. Raises `UsageError` for an unknown value of `SMOOTHTUNE_KERNELS`."""
-    found = _files()[name]
-    if isinstance(found, str):
-        return Kernels(None, found)
-    try:
-        return Kernels(ctypes.CDLL(str(found)))
-    except OSError as error:
-        return Kernels(None, f"{found} cannot be loaded ({error}); remove it, and it will be built anew")
+    return _libraries()[name]
 
 
 def kernels(name: str) -> ctypes.CDLL | None:
@@ -123,49 +123,85 @@ def _plain() -> bool:
 
 
 @cache
-def _files() -> dict[str, Path | str]:
-    """The file of every library, or why there is none. Builds what the cache lacks."""
+def _libraries() -> dict[str, Kernels]:
+    """Every library, loaded at once, so that none can go between the first use of one and that of another."""
     if _plain():
-        return dict.fromkeys(NAMES, f"{SWITCH}=plain")
+        return _none(NAMES, f"{SWITCH}=plain")
     threads = Path(torch.__file__).parent / "lib" / "libgomp.so.1"
     if platform.system() != "Linux" or not threads.is_file():
-        return dict.fromkeys(NAMES, "they are built on Linux with torch's own OpenMP library only")
-    folder = Path(os.environ.get(PLACE) or cache_folder())
-    found: dict[str, Path | str] = {name: folder / f"kernels-{name}-{_key(name)}.so" for name in NAMES}
-    missing = {name: path for name, path in found.items() if isinstance(path, Path) and not path.is_file()}
-    if missing:
-        found.update(_built(missing, threads))
-    return found
+        return _none(NAMES, "they are built on Linux with torch's own OpenMP library only")
+    try:
+        folder = Path(os.environ.get(PLACE) or cache_folder())
+        entries = {name: folder / f"kernels-{name}-{_key(name)}" for name in NAMES}
+        found = {name: opened(entry, _loaded) for name, entry in entries.items()}
+    except (NoCacheError, WriteError) as error:
+        return _none(NAMES, f"{error} or {PLACE}")
+    built = _built({name: entries[name] for name, library in found.items() if library is None}, threads)
+    return {name: library or built[name] for name, library in found.items()}
 
 
-def _built(targets: dict[str, Path], threads: Path) -> dict[str, Path | str]:
+def _none(names: Iterable[str], reason: str) -> dict[str, Kernels]:
+    return {name: Kernels(None, reason) for name in names}
+
+
+def _loaded(entry: Path) -> Kernels:
+    path = entry / _LIBRARY
+    if not path.exists():
+        raise FileNotFoundError(path)
+    try:
+        return Kernels(ctypes.CDLL(str(path)))
+    except OSError as error:
+        return Kernels(None, f"{path} cannot be loaded ({error}); choose a folder that may hold programs with {PLACE}")
+
+
+def _built(entries: dict[str, Path], threads: Path) -> dict[str, Kernels]:
+    """The libraries of `entries`, which are made."""
+    if not entries:
+        return {}
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
     if compiler is None:
-        return dict.fromkeys(targets, "no C++ compiler (c++, g++ or $CXX) was found; install one")
+        return _none(entries, "no C++ compiler (c++, g++ or $CXX) was found; install one")
     _log.info("building kernels for this processor (once)")
     with ThreadPoolExecutor(min(_AT_ONCE, os.cpu_count() or 1)) as pool:
-        built = pool.map(lambda name: _compile(name, targets[name], compiler, threads), targets)
-        return dict(zip(targets, built, strict=True))
+        built = pool.map(lambda name: _compiled(name, entries[name], compiler, threads), entries)
+        return dict(zip(entries, built, strict=True))
 
 
-def _compile(name: str, target: Path, compiler: str, threads: Path) -> Path | str:
-    """`target`, renamed to when whole, since other processes may be building it too; or why it could not be made."""
+def _compiled(name: str, entry: Path, compiler: str, threads: Path) -> Kernels:
+    """The library of `entry`, which is made, or why it could not be. Other processes may be making it too."""
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="kernels-", suffix=".part", dir=target.parent) as aside:
-            compiled, built = Path(aside) / f"{name}.o", Path(aside) / f"{name}.so"
-            _call([compiler, *FLAGS, "-c", str(SOURCES / f"{name}.cpp"), "-o", str(compiled)])
-            _call([compiler, "-shared", "-o", str(built), str(compiled), str(threads), "-lm"])
-            os.replace(built, target)
-    except (OSError, subprocess.SubprocessError) as error:
-        return (
-            f"{compiler} could not build into {target.parent} ({_why(error)}); mend that or set CXX to another compiler"
+        with aside(entry.parent, variables=f"XDG_CACHE_HOME or {PLACE}") as folder:
+            compiled, linked = folder / f"{name}.o", folder / _LIBRARY
+            _call([compiler, *FLAGS, "-c", str(SOURCES / f"{name}.cpp"), "-o", str(compiled)], folder)
+            _call([compiler, "-shared", "-o", str(linked), str(compiled), str(threads), "-lm"], folder)
+            compiled.unlink()
+            settle(folder, entry)
+        library = opened(entry, _loaded)
+        return Kernels(None, str(gone(entry))) if library is None else library
+    except WriteError as error:
+        return Kernels(None, str(error))
+    except _CompilerError as error:
+        return Kernels(
+            None, f"{compiler} could not build into {entry.parent} ({error}); mend that or set CXX to another compiler"
         )
-    return target
 
 
-def _call(command: list[str]) -> None:
-    subprocess.run(command, capture_output=True, text=True, check=True, timeout=_TIMEOUT)
+def _call(command: list[str], folder: Path) -> None:
+    """Run a compiler, whose own scratch files go into `folder` too. Raises `_CompilerError`, and `OSError` for a full disk."""
+    try:
+        subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=_TIMEOUT,
+            env={**os.environ, "TMPDIR": str(folder), "LC_ALL": "C"},
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            if os.strerror(code) in str(getattr(error, "stderr", "")):
+                raise OSError(code, os.strerror(code)) from None
+        raise _CompilerError(_why(error)) from None
 
 
 def _why(error: OSError | subprocess.SubprocessError) -> str:
