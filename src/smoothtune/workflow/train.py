@@ -15,6 +15,7 @@ from smoothtune.workflow.earlier import as_of_run, read_earlier
 from smoothtune.workflow.events import Event, RunBegin, RunEnd
 from smoothtune.workflow.identity import check_kinds, configuration_of
 from smoothtune.workflow.material import Material
+from smoothtune.workflow.overwriting import check_run_folder
 from smoothtune.workflow.paths import absolute, moved
 from smoothtune.workflow.run import (
     EXPERIMENT,
@@ -69,6 +70,8 @@ def train(
         if processes.any(goes_on)[0]:
             return _go_on(Path(str(run_dir)), wanted, allowed, listen, processes)
         with processes.agreeing():
+            if processes.is_main:
+                check_run_folder(Path("runs" if run_dir is None else run_dir), wanted)
             if processes.is_main and run_dir is not None:
                 check_free(Path(run_dir), empty=resume)
         material = Material(wanted, listen=listen if processes.is_main else _nobody)
