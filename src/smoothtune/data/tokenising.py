@@ -23,9 +23,10 @@ from smoothtune.bounded import FOREIGN, check_plain, reason_of
 from smoothtune.data.ahead import one_ahead
 from smoothtune.data.columns import ColumnWriter, open_column
 from smoothtune.data.entry import aside, settle
+from smoothtune.data.special_tokens import as_text, read_as_text, reads_as_text
 from smoothtune.data.tokenizer_file import panics_told, read_tokenizer
 from smoothtune.errors import ModelFileError
-from smoothtune.types import Input
+from smoothtune.types import Input, SpecialTokens
 
 _FORMAT = 1
 _CHUNK = 2048
@@ -70,15 +71,18 @@ class TokenColumn:
         return np.diff(self.offsets) if rows is None else np.asarray(self.offsets[rows + 1] - self.offsets[rows])
 
 
-def load_tokenizer(folder: Path) -> Tokenizer:
+def load_tokenizer(folder: Path, special_tokens: SpecialTokens = "text") -> Tokenizer:
     """The tokenizer of a checkpoint folder, without padding and truncation (some files carry both).
 
-    Raises `ModelFileError` when there is none, or it cannot be read.
+    `special_tokens` says what those that a text spells are: text, or the tokens themselves. Raises `ModelFileError` when
+    there is no tokenizer, or it cannot be read.
     """
     path = folder / "tokenizer.json"
     tokenizer = read_tokenizer(path) if path.exists() else _converted(folder)
     tokenizer.no_padding()
     tokenizer.no_truncation()
+    if special_tokens == "text":
+        read_as_text(tokenizer)
     return tokenizer
 
 
@@ -110,10 +114,12 @@ def encode(tokenizer: Tokenizer, rows: list[tuple[str, ...]], reads: Input, max_
         tokenizer.enable_truncation(max_length)
         try:
             if reads == "separate":
-                return [tokenizer.encode_batch_fast([row[side] for row in rows]) for side in (0, 1)]
-            return [tokenizer.encode_batch_fast([row if reads == "joint" else row[0] for row in rows])]
+                columns = [tokenizer.encode_batch_fast([row[side] for row in rows]) for side in (0, 1)]
+            else:
+                columns = [tokenizer.encode_batch_fast([row if reads == "joint" else row[0] for row in rows])]
         finally:
             tokenizer.no_truncation()
+        return [as_text(tokenizer, column, pairs=reads == "joint") for column in columns]
 
 
 def tokenise(
@@ -121,11 +127,13 @@ def tokenise(
 ) -> list[TokenColumn]:
     """The token columns of a table, from the cache when they are there.
 
-    The cache key is the content of the texts, the tokenizer, the length and the input. Memory stays constant. Raises
-    `WriteError` when the cache cannot be written.
+    The cache key is the content of the texts, the tokenizer and how it reads special tokens, the length and the input.
+    Memory stays constant. Raises `WriteError` when the cache cannot be written.
     """
     with _SETTINGS:
         identity = [_FORMAT, table.content_key, tokenizer.to_str(), max_length, reads]
+    if reads_as_text(tokenizer):  # the tokenizer's own text does not say so
+        identity.append("special tokens are text")
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
     folder = cache / f"tokens-{key}"
     if not (folder / "done.json").is_file():

@@ -100,7 +100,7 @@ class Model:
             found.model.to(target),
             found.config,
             found.labels,
-            load_tokenizer(path),
+            load_tokenizer(path, found.config.encoder.special_tokens),
             dtype=pick_dtype("float32" if trained_in == "float32" else "auto", target),
             precision=without_measuring(precision, trained_in, target),
             identity=_identity(path),

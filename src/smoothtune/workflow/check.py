@@ -287,5 +287,5 @@ def check_experiment(
     loaded = load(source, overrides=overrides, data_dir=data_dir)
     checkpoint = find_checkpoint(loaded.experiment.encoder)
     check_encoder(loaded.experiment, read_architecture(checkpoint))
-    tokenizer = load_tokenizer(checkpoint)
+    tokenizer = load_tokenizer(checkpoint, loaded.experiment.encoder.special_tokens)
     return check_data(loaded.experiment, loaded.base, tokenizer, cache_folder())
