@@ -340,7 +340,7 @@ def test_check_gives_json(sst: Path, program: Program) -> None:
     assert (code, err) == (0, "")
     splits = json.loads(out)["tasks"]["sst"]
     keys = ["source", "kind", "rows", "left_out", "balance", "span", "lengths"]
-    keys += ["duplicates", "conflicts", "doubts", "leaks"]
+    keys += ["duplicates", "conflicts", "doubts", "leaks", "remarks"]
     assert {split: list(found) for split, found in splits.items()} == {"train": keys, "dev": keys}
     assert splits["train"]["balance"] == {"0": 2, "1": 2, "2": 2, "3": 2, "4": 2}
     assert (splits["train"]["kind"], splits["train"]["span"], splits["train"]["leaks"]) == (

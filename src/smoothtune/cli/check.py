@@ -103,6 +103,7 @@ def _warnings(report: CheckReport) -> Iterator[str]:
     for task, splits in report.tasks.items():
         for split, found in splits.items():
             where = f"{task}.{split}"
+            yield from found.remarks
             for reason, count in found.left_out.items():
                 yield f"note: {where}: {counted(count, 'row', 'rows')} left out: {reason}"
             if split == "train" and found.doubts.absent:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from smoothtune.bounded import reason_of
 from smoothtune.data.delimited import (
+    HEADER_AGAIN,
     LINE_LIMIT,
     LineTooLongError,
     header_flaws,
@@ -18,7 +19,7 @@ from smoothtune.data.delimited import (
     short,
 )
 from smoothtune.data.hub import load_through_datasets
-from smoothtune.data.source import Flaw, Record, Source
+from smoothtune.data.source import Flaw, Record, Remark, Source
 from smoothtune.data.values import cell_text
 from smoothtune.errors import DataError, Problem
 
@@ -28,17 +29,20 @@ if TYPE_CHECKING:
 _ROWS = 1_000
 
 
-def read_records(source: Source, columns: Sequence[str], file: BinaryIO | None = None) -> Iterator[Record | Flaw]:
+def read_records(
+    source: Source, columns: Sequence[str], file: BinaryIO | None = None
+) -> Iterator[Record | Flaw | Remark]:
     """The wanted `columns` of each row of `source` as text, in file order, and a `Flaw` where a row cannot be read.
 
-    Class labels of `datasets` (ClassLabel) come as their numbers. Memory does not grow with the source. `file` is the file
-    of a source that `has_lines`, where it is open already. Raises `DataError` where the source stops being readable.
+    A `Remark` follows the record it is about. Class labels of `datasets` (ClassLabel) come as their numbers. Memory does not
+    grow with the source. `file` is the file of a source that `has_lines`, where it is open already. Raises `DataError` where
+    the source stops being readable.
     """
     with source.opening():
         yield from _records(source, columns, file)
 
 
-def _records(source: Source, columns: Sequence[str], file: BinaryIO | None) -> Iterator[Record | Flaw]:
+def _records(source: Source, columns: Sequence[str], file: BinaryIO | None) -> Iterator[Record | Flaw | Remark]:
     if source.kind in ("tsv", "csv"):
         assert source.path is not None
         yield from read_delimited(source.path, columns, "\t" if source.kind == "tsv" else ",", file)
@@ -139,6 +143,8 @@ def _record(line: int, cells: Sequence[object], columns: Sequence[str]) -> Recor
         if not _is_unicode(text):
             return Flaw("not UTF-8", line, f"column {column!r} has half of a surrogate pair; write whole characters")
         values.append(text)
+    if len(values) > 1 and values == list(columns):
+        return Flaw("header", line, HEADER_AGAIN)
     return Record(line, tuple(values))
 
 

@@ -23,6 +23,7 @@ from smoothtune.data.checks import NO_LABEL, Finding, RowSpec, findings_of
 from smoothtune.data.columns import filled, open_column
 from smoothtune.data.content import KnownContents, Reading
 from smoothtune.data.entry import aside, settle
+from smoothtune.data.remarks import Remarks
 from smoothtune.data.row_writer import KEY, LABEL_KEY, LINE, ROWS, SUMMARY, TEXT_KEYS, text_names, write_rows
 from smoothtune.data.source import Source
 from smoothtune.errors import Problem
@@ -30,15 +31,15 @@ from smoothtune.errors import Problem
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_FORMAT = 3
+_FORMAT = 4
 
 
 @dataclass(frozen=True, slots=True)
 class RowTable:
     """N rows of one task and split: those with a label (all in prediction) in which nothing was found to be wrong.
 
-    `findings` says what was wrong with the others, `left_out` how many rows are missing for which reason. The texts
-    and all numbers stay on disk, in `folder`.
+    `findings` says what was wrong with the others, `left_out` how many rows are missing for which reason; `remarks` tell
+    how rows were read. The texts and all numbers stay on disk, in `folder`.
     """
 
     name: str
@@ -48,6 +49,7 @@ class RowTable:
     left_out: dict[str, int]
     folder: Path
     dataset: Dataset = field(repr=False)
+    remarks: tuple[Remarks, ...] = ()
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -65,6 +67,10 @@ class RowTable:
     def problems(self) -> tuple[Problem, ...]:
         """All findings as problems to raise or to print, each kind's rest counted."""
         return tuple(problem for finding in self.findings for problem in finding.problems(self.source.shown))
+
+    def remark_lines(self, where: str) -> tuple[str, ...]:
+        """What there is to know of how the rows were read, a line each; `where` names task and split."""
+        return tuple(found.sentence(where, self.source) for found in self.remarks)
 
     def place(self, row: int) -> str:
         """Where row `row` of this table stands in its source: `file:line`."""
@@ -133,7 +139,8 @@ def prepare_rows(spec: RowSpec, source: Source, *, cache: Path, name: str) -> Ro
     if spec.on_bad_row == "leave_out":
         left_out |= found["rows"]
     findings = findings_of(found["counts"], found["examples"], source)
-    return RowTable(name, spec, source, findings, left_out, folder, Dataset.from_file(str(folder / ROWS)))
+    remarks = tuple(Remarks(**remark) for remark in found["remarks"])
+    return RowTable(name, spec, source, findings, left_out, folder, Dataset.from_file(str(folder / ROWS)), remarks)
 
 
 def _prepared_content(spec: RowSpec, source: Source, cache: Path) -> str:

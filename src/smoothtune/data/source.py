@@ -49,6 +49,14 @@ class Flaw(NamedTuple):
     what: str
 
 
+class Remark(NamedTuple):
+    """Something to know of rows that are read: `kind` groups remarks (`data.remarks`), `line` and `what` are the place."""
+
+    kind: str
+    line: int
+    what: str
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """A resolved source. `path` is set for files and folders, `dataset_id` for the Hub; messages say `shown`.

@@ -68,7 +68,7 @@ class SplitReport:
     Everything is counted over the rows that are used. `balance` counts them by label, empty for a regression; `span` is
     that of its labels, None for the others. `doubts` are those about its labels. `leaks` is None for training data. It
     compares with the training rows of all tasks, those too that `max_train_rows` does not sample: another seed, or more
-    rows, would train on them.
+    rows, would train on them. `remarks` are lines about how the source was read.
     """
 
     source: str
@@ -82,6 +82,7 @@ class SplitReport:
     conflicts: Matches
     doubts: LabelDoubts
     leaks: Leaks | None
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +165,7 @@ def _report(data: TaskData, split: str, lengths: Lengths, training: Sequence[Tra
         conflicts=found.conflicts,
         doubts=_doubts(data, split, balance, span),
         leaks=None if split == "train" else leaks(part, training),
+        remarks=part.table.remark_lines(f"{data.name}.{split}"),
     )
 
 

@@ -73,6 +73,7 @@ def evaluate_run(
             *kernel_notes(model.network.device.type),
             *doubts,
             *_changed(folder, read),
+            *(line for name, (_, part) in chosen.items() for line in part.table.remark_lines(name)),
             *training_overlap(experiment, model.labels, apart, cache_folder()),
             *(f"note: {name} is nan: {why}" for name, why in undefined(answers).items()),
         ),

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from smoothtune.data.readers import read_records
-from smoothtune.data.source import Flaw, Record, Source, SourceKind, resolve_source
+from smoothtune.data.remarks import RemarkCounts
+from smoothtune.data.source import Flaw, Record, Remark, Source, SourceKind, resolve_source
 from smoothtune.errors import DataError, Problem, UsageError
 from smoothtune.files import write_text
 from smoothtune.inference.model import Model, Predictions
@@ -75,7 +76,8 @@ def predict_file(
     model.text_count(tasks)
     columns = model.columns(tasks[0])
     names = answer_names(_labels(model, tasks, with_probabilities), columns)
-    asked = Asked(_rows(given, columns))
+    remarks = RemarkCounts()
+    asked = Asked(_rows(given, columns, remarks))
     answered = asked.with_empty(_answers(model, tasks, asked, with_probabilities), len(names))
     first, count = list(islice(answered, 1)), 0
     numbers = _number_columns(model, tasks, names)
@@ -87,7 +89,8 @@ def predict_file(
             writer.add(rows, found)
             count += len(rows)
             file.flush()
-    done = Predicted(count, model.precision_of(tasks), report, notes(model.network.device.type), asked.empty)
+    told = (*notes(model.network.device.type), *(found.sentence("", given) for found in remarks.found()))
+    done = Predicted(count, model.precision_of(tasks), report, told, asked.empty)
     if report is not None:
         _write_report(report, done, tasks)
     return done
@@ -160,14 +163,17 @@ def _source(text: str | None, form: str | None) -> Source:
     return Source(kind, "stdin", Path("/dev/stdin"))
 
 
-def _rows(source: Source, columns: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+def _rows(source: Source, columns: tuple[str, ...], remarks: RemarkCounts) -> Iterator[tuple[str, ...]]:
     for record in _records(source, columns):
         if isinstance(record, Flaw):
             _refuse(source, record.line, record.what)
-        yield record.values
+        if isinstance(record, Remark):
+            remarks.add(record)
+        else:
+            yield record.values
 
 
-def _records(source: Source, columns: tuple[str, ...]) -> Iterator[Record | Flaw]:
+def _records(source: Source, columns: tuple[str, ...]) -> Iterator[Record | Flaw | Remark]:
     try:
         yield from read_records(source, columns)
     except OSError as error:
