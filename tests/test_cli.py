@@ -349,7 +349,7 @@ def test_check_gives_json(sst: Path, program: Program) -> None:
         None,
     )
     doubts = {"absent": [], "rare": {}, "few_rows": False, "constant": False}
-    doubts["lookalikes"] = {"count": 0, "examples": []}
+    doubts |= {"lookalikes": {"count": 0, "examples": []}, "alike": [], "none": [], "several": []}
     assert splits["train"]["doubts"] == {**doubts, "rare": dict.fromkeys("01234", 2)}
     assert splits["dev"]["doubts"] == {**doubts, "absent": ["3", "4"], "few_rows": True}
     assert splits["dev"]["leaks"] == {

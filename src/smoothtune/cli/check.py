@@ -148,6 +148,14 @@ def _label_texts(split: str, found: SplitReport) -> Iterator[str]:
             doubts.lookalikes.count,
         )
         yield f"{what} spelt almost like another: {labels}: mend the row if that is a mistake"
+    for group in doubts.alike[:6]:
+        labels = " and ".join(f"{label!r} ({found.balance[label]:,})" for label in group)
+        yield f"labels alike but for case or spelling: {labels}: they are {len(group)} classes; mend the rows if they are one"
+    for doubtful, why in ((doubts.none, "no label"), (doubts.several, "several labels in one")):
+        if doubtful:
+            labels = _first([f"{label!r} ({found.balance[label]:,})" for label in doubtful])
+            classes = "it is a class" if len(doubtful) == 1 else "each is a class"
+            yield f"{labels} may mean {why}: {classes} of its own; {_CURES[why]}"
     if split == "dev" and doubts.constant:
         yield f"all {counted(found.rows, 'row has', 'rows have')} one label: a model that always gives it has the best score"
     elif split == "dev" and doubts.absent:
@@ -156,6 +164,9 @@ def _label_texts(split: str, found: SplitReport) -> Iterator[str]:
         yield f"{what}: {labels}: scores say nothing about {_these(doubts.absent)}"
     if doubts.few_rows:
         yield f"{counted(found.rows, 'row is', 'rows are')} few: a score of so few is coarse; give 50 or more"
+
+
+_CURES = {"no label": "leave such cells empty", "several labels in one": "give each row one label"}
 
 
 def _these(classes: Collection[str]) -> str:

@@ -113,12 +113,12 @@ def validated_run(table: Mapping[str, Any], headline: str) -> Experiment:
 def before_keys(table: Mapping[str, Any]) -> dict[str, Any]:
     """The table of a run with the keys that it is older than.
 
-    Such runs held out by the hash of the texts, and obeyed special tokens in them.
+    Such runs held out by the hash of the texts, obeyed special tokens in them, and had class labels by number.
     """
     encoder = table.get("encoder", {})
     if isinstance(encoder, Mapping):
         table = {**table, "encoder": {"special_tokens": "tokens", **encoder}}
-    return {"hold_out": "hashed", **table}
+    return {"hold_out": "hashed", "class_labels": "numbers", **table}
 
 
 def to_toml(experiment: Experiment) -> str:
@@ -166,7 +166,7 @@ def _read(source: str | Path | Mapping[str, Any] | Experiment) -> tuple[dict[str
     if isinstance(source, Experiment):
         table = parse_toml(to_toml(source))
         for keys, part in ((table, source), (table["encoder"], source.encoder)):
-            for key in {"hold_out", "special_tokens"} & keys.keys() - part.model_fields_set:
+            for key in {"hold_out", "class_labels", "special_tokens"} & keys.keys() - part.model_fields_set:
                 del keys[key]  # a run that is resumed says it
         return table, "the experiment cannot be run:", None
     if isinstance(source, Mapping):

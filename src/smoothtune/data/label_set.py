@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from smoothtune.data.checks import KEPT, Finding
 from smoothtune.data.columns import blocks, counting
-from smoothtune.data.keys import label_keys
+from smoothtune.data.keys import label_key, label_keys
 from smoothtune.data.rows import RowTable
-from smoothtune.data.values import label_text, parse_number
+from smoothtune.data.values import label_text, parse_number, same_label
 from smoothtune.errors import DataError, Problem
 from smoothtune.types import Kind
 
@@ -77,9 +77,42 @@ def rows_outside(table: RowTable, labels: Sequence[str], chosen: NDArray[np.int3
 
 
 def inside_labels(table: RowTable, labels: Sequence[str]) -> Callable[[NDArray[np.int32]], NDArray[np.bool_]]:
-    """Tells of rows (n,) whether their label is among `labels`, (n,); both sides in the one spelling of `label_text`."""
-    known, keys = label_keys(map(label_text, labels)), table.label_keys()
+    """Tells of rows (n,) whether their label is among `labels`, (n,), in whatever spelling (`known_keys`)."""
+    (known, _), keys = known_keys(table, labels), table.label_keys()
     return lambda rows: np.isin(keys[rows], known)
+
+
+def known_keys(table: RowTable, labels: Sequence[str]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """Keys of the rows' labels that are among `labels`, ascending (K,), and the number of the label of each (K,).
+
+    A label that is not among them as it stands is the one that says the same truth value or number (`values.same_label`), if
+    one alone does: the same column is spelt otherwise in another format.
+    """
+    exact = label_keys(map(label_text, labels))
+    found = dict(zip(exact.tolist(), range(len(labels)), strict=True))
+    meanings: dict[str | float, list[int]] = {}
+    for number, label in enumerate(labels):
+        meanings.setdefault(same_label(label_text(label)), []).append(number)
+    for label in _others(table, exact) if any(isinstance(meaning, float) for meaning in meanings) else ():
+        numbers = meanings.get(same_label(label), [])
+        if len(numbers) == 1:
+            found[label_key(label)] = numbers[0]
+    keys = np.fromiter(found, np.uint64, len(found))
+    order = np.argsort(keys)
+    return keys[order], np.fromiter(found.values(), np.int64, len(found))[order]
+
+
+def _others(table: RowTable, known: NDArray[np.uint64]) -> list[str]:
+    """The labels of the rows whose keys are not `known`, at most 1,000."""
+    keys, rows = table.label_keys(), dict[int, int]()
+    for part in blocks(len(keys)):
+        outside = np.flatnonzero(~np.isin(keys[part], known)) + part.start
+        for key, at in zip(*(found.tolist() for found in np.unique(keys[outside], return_index=True)), strict=True):
+            rows.setdefault(key, int(outside[at]))
+        if len(rows) > MOST_LABELS:
+            break
+    texts = table.labels()
+    return [texts[row].as_py() for row in list(rows.values())[:MOST_LABELS]]
 
 
 def check_labels(

@@ -38,7 +38,9 @@ def write_rows(spec: RowSpec, source: Source, folder: Path, file: BinaryIO | Non
     tally, remarks = Tally(), RemarkCounts()
     total = 0
     with _Writer(spec, folder) as writer:
-        for rows in _flushes(_good_rows(spec, read_records(source, spec.columns, file), tally, remarks)):
+        named = spec.class_names and spec.kind != "regression"
+        records = read_records(source, spec.columns, file, label=spec.label, class_names=named)
+        for rows in _flushes(_good_rows(spec, records, tally, remarks)):
             writer.add(rows)
             total += len(rows)
     if total == 0 and FATAL.isdisjoint(tally.counts):

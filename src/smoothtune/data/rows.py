@@ -174,6 +174,7 @@ def _entry(spec: RowSpec, source: Source, cache: Path) -> Path:
     # What is written does not depend on on_bad_row, nor on the name of the file.
     asked: list[object] = [_FORMAT, source.kind, source.split, source.fingerprint()]
     asked += [spec.texts, spec.label, spec.kind == "regression", spec.value_range]
+    asked += [] if spec.class_names else ["class numbers"]
     return cache / f"rows-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()}"
 
 

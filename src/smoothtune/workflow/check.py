@@ -25,8 +25,11 @@ from smoothtune.data.label_doubts import (
     LabelDoubts,
     Lookalike,
     Lookalikes,
+    alike,
     label_doubts,
     lookalikes,
+    no_labels,
+    several_labels,
 )
 from smoothtune.data.leaks import TrainingKeys, leaks
 from smoothtune.data.length_counts import LengthCounts
@@ -180,7 +183,16 @@ def _doubts(data: TaskData, split: str, balance: Mapping[str, int], span: Span |
         return replace(doubts, constant=span is not None and span.min == span.max)
     if split != "train" or data.task.labels is not None:
         return doubts
-    return replace(doubts, lookalikes=_lookalikes(data))
+    mistyped = _lookalikes(data)
+    labels = [label for label, rows in balance.items() if rows]
+    said = {example.label for example in mistyped.examples}
+    return replace(
+        doubts,
+        lookalikes=mistyped,
+        alike=alike(label for label in labels if label not in said),
+        none=no_labels(labels),
+        several=several_labels(labels),
+    )
 
 
 def _lookalikes(data: TaskData) -> Lookalikes:

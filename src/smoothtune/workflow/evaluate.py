@@ -136,7 +136,9 @@ def _chosen(
     for name, found in read.items():
         if name in files:
             task, labels = experiment.tasks[name], model.labels[name]
-            chosen[name] = found, read_split(name, task, files[name], Path.cwd(), cache_folder(), labels)
+            names = experiment.class_labels == "names"
+            part = read_split(name, task, files[name], Path.cwd(), cache_folder(), labels, class_names=names)
+            chosen[name] = found, part
         elif split in found.splits:
             chosen[name] = found, found.splits[split]
     if not chosen:
