@@ -162,10 +162,10 @@ def test_quotes_that_make_no_fields_are_text_in_tsv(tmp_path: Path) -> None:
     ]
     remarks = [found for found in read(tmp_path, HEADER + content) if isinstance(found, Remark)]
     assert remarks == [
-        Remark("quotes as text", 2, "line 2"),
-        Remark("quotes as text", 5, "line 5"),
+        Remark("quotes as text", 2, ""),
+        Remark("quotes as text", 5, ""),
         Remark("several lines", 8, "lines 8 to 10"),
-        Remark("quotes as text", 12, "line 12"),
+        Remark("quotes as text", 12, ""),
     ]
 
 

@@ -15,7 +15,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 
 from smoothtune.config.experiment import Experiment
 from smoothtune.config.loading import load, to_toml, validated_run
-from smoothtune.data.label_doubts import alike, no_labels, several_labels
+from smoothtune.data.label_doubts import alike, label_doubts, no_labels, several_labels
 from smoothtune.data.task_data import TaskData, read_tasks
 from smoothtune.errors import DataError
 from smoothtune.workflow.evaluate import evaluate_run
@@ -252,3 +252,24 @@ def test_labels_that_may_be_several() -> None:
     assert several_labels(["rude", "spam", "rude|spam", '["rude", "spam"]']) == ("rude|spam", '["rude", "spam"]')
     assert several_labels(["rude", "spam", "rude, spam", "rude/x", "n/a"]) == ("rude, spam",)
     assert several_labels(["a-b", "a", "b", "|"]) == ()
+
+
+def test_a_dominant_label_is_one_of_nine_rows_in_ten() -> None:
+    assert label_doubts("train", 100, {"no": 90, "yes": 10}).dominant == "no"
+    assert label_doubts("train", 100, {"no": 89, "yes": 11}).dominant is None
+    assert label_doubts("dev", 100, {"no": 90, "yes": 10}).dominant is None
+
+
+def test_many_labels_of_text_are_labels(tmp_path: Path) -> None:
+    intents = lines(tmp_path, "a.csv", [f"intent {number}" for number in range(60)])
+    assert len(read(tmp_path, intents, dev=intents).labels or ()) == 60
+    codes = lines(tmp_path, "b.csv", [f"code {number}" for number in range(1_100)] * 3)
+    assert len(read(tmp_path, codes, dev=codes).labels or ()) == 1_100
+    for labels, question in (
+        ([f"{number}.5" for number in range(60)], "is this a regression?"),
+        ([f"text {number}" for number in range(1_100)], "is this the column of the labels?"),
+    ):
+        name = lines(tmp_path, "c.csv", labels)
+        with pytest.raises(DataError) as error:
+            read(tmp_path, name, dev=name)
+        assert question in str(error.value)

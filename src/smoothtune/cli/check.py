@@ -148,6 +148,9 @@ def _label_texts(split: str, found: SplitReport) -> Iterator[str]:
             doubts.lookalikes.count,
         )
         yield f"{what} spelt almost like another: {labels}: mend the row if that is a mistake"
+    if doubts.dominant is not None and found.metric == "accuracy":
+        share = f"{found.balance[doubts.dominant] / found.rows:.0%} of the rows have the label {doubts.dominant!r}"
+        yield f'{share}: accuracy hides what becomes of the others; set metric = "macro_f1"'
     for group in doubts.alike[:6]:
         labels = " and ".join(f"{label!r} ({found.balance[label]:,})" for label in group)
         yield f"labels alike but for case or spelling: {labels}: they are {len(group)} classes; mend the rows if they are one"
@@ -156,7 +159,10 @@ def _label_texts(split: str, found: SplitReport) -> Iterator[str]:
             labels = _first([f"{label!r} ({found.balance[label]:,})" for label in doubtful])
             classes = "it is a class" if len(doubtful) == 1 else "each is a class"
             yield f"{labels} may mean {why}: {classes} of its own; {_CURES[why]}"
-    if split == "dev" and doubts.constant:
+    if split == "dev" and doubts.constant and found.span is not None:
+        rows = f"all {found.rows:,} rows have" if found.rows > 1 else "the only row has"
+        yield f"{rows} the label {found.span.min:g}: no correlation exists, so the task has no score; training follows the others"
+    elif split == "dev" and doubts.constant:
         yield f"all {counted(found.rows, 'row has', 'rows have')} one label: a model that always gives it has the best score"
     elif split == "dev" and doubts.absent:
         what = f"{counted(len(doubts.absent), 'class has', 'classes have')} no row"

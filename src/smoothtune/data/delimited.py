@@ -146,7 +146,7 @@ class _Rows:
         if len(fields) != len(self._header):
             return []
         self._lines.give_back()
-        return [Record(line, self._pick(list(fields))), Remark("quotes as text", line, f"line {line}")]
+        return [Record(line, self._pick(list(fields))), Remark("quotes as text", line, "")]
 
     def _given_back(self, flaw: Flaw) -> list[Record | Flaw | Remark]:
         self._lines.give_back()

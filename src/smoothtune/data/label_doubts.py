@@ -12,6 +12,7 @@ FEW_TRAINING_ROWS = 5
 FEW_DEV_ROWS = 50
 MOST_LOOKALIKES = 6
 _LEAST_LETTERS = 4
+_DOMINANT = 0.9
 _NO_LABELS = frozenset({"nan", "none", "na", "n/a", "#n/a", "<na>", "null", "nil", "nat", "-", "--", "?", "missing"})
 _LIST = re.compile(r"\[.*\]|\{.*\}", re.DOTALL)
 _MARKS = re.compile(r"[|;,/+&]")
@@ -42,7 +43,8 @@ class LabelDoubts:
     of fewer than 50. `constant`: all rows have one label. `lookalikes`: labels with one row among all splits that differ
     from another by one letter, two letters in turn, or case alone. `alike`: groups of labels that differ in case, white space
     or the spelling of a number or truth value alone. `none`: labels that may say that there is no label. `several`: labels
-    that may be several in one. The last four are empty where the experiment lists the labels.
+    that may be several in one. These four are empty where the experiment lists the labels. `dominant`: the training label of
+    at least nine rows in ten.
     """
 
     absent: tuple[str, ...]
@@ -53,6 +55,7 @@ class LabelDoubts:
     alike: tuple[tuple[str, ...], ...] = ()
     none: tuple[str, ...] = ()
     several: tuple[str, ...] = ()
+    dominant: str | None = None
 
 
 def label_doubts(split: str, rows: int, balance: Mapping[str, int]) -> LabelDoubts:
@@ -63,6 +66,9 @@ def label_doubts(split: str, rows: int, balance: Mapping[str, int]) -> LabelDoub
         rare=few if split == "train" else {},
         few_rows=split == "dev" and rows < FEW_DEV_ROWS,
         constant=rows in balance.values(),
+        dominant=next((label for label, count in balance.items() if count >= _DOMINANT * rows), None)
+        if split == "train"
+        else None,
     )
 
 

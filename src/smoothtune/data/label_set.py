@@ -26,13 +26,13 @@ def fit_labels(table: RowTable, chosen: NDArray[np.int32] | None = None) -> tupl
     In number order when all are numbers, else in text order.
 
     For a binary task the second is the positive class: 0 1, no yes, false true, negative positive all sort so.
-    Raises `DataError` for a single label, for other than two in a binary task, and for labels that look like
-    measurements: more than 1,000, or more than 50 that are more than half as many as the rows.
+    Raises `DataError` for a single label, for other than two in a binary task, for numbers that look like measurements
+    (more than 1,000, or more than 50 that are more than half as many as the rows), and for texts that look like no labels:
+    more than 1,000 that are more than half as many as the rows.
     """
     rows = _first_rows(table, counting(len(table)) if chosen is None else chosen)
     texts = table.labels()
-    # Of too many labels only the number is told.
-    labels = _sorted([texts[row].as_py() for row in rows]) if len(rows) <= MOST_LABELS else ()
+    labels = _sorted([texts[row].as_py() for row in rows])
     what = _what_is_wrong(labels, len(rows), len(table) if chosen is None else len(chosen), table.spec.kind)
     if what:
         problem = Problem(table.source.shown, f"column {table.spec.label!r} {what}")
@@ -52,13 +52,19 @@ def _first_rows(table: RowTable, chosen: NDArray[np.int32]) -> list[int]:
 
 def _what_is_wrong(labels: tuple[str, ...], count: int, rows: int, kind: Kind) -> str:
     many = f"has {count:,} different labels in {rows:,} rows"
-    if count > MOST_LABELS or (count > FEW_LABELS and 2 * count > rows):
+    if (count > MOST_LABELS or (count > FEW_LABELS and 2 * count > rows)) and _are_numbers(labels):
         return f"{many}; is this a regression?"
+    if count > MOST_LABELS and 2 * count > rows:
+        return f"{many}; is this the column of the labels?"
     if len(labels) < 2:
         return f"has only the label {labels[0]!r}; a {kind} task needs two or more" if labels else "has no labels"
     if kind == "binary" and len(labels) != 2:
         return f"{many} ({_listed(labels)}); a binary task needs exactly two: is this a classification?"
     return ""
+
+
+def _are_numbers(labels: Sequence[str]) -> bool:
+    return all(parse_number(label) is not None for label in labels)
 
 
 def _sorted(labels: list[str]) -> tuple[str, ...]:

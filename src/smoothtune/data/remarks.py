@@ -26,7 +26,7 @@ _SENTENCES = {
 
 @dataclass(frozen=True, slots=True)
 class Remarks:
-    """How many remarks of one `kind` there are, and the `line` and `what` (its lines) of the first."""
+    """How many remarks of one `kind` there are, and the `line` of the first; `what` names all its lines if several."""
 
     kind: str
     count: int
@@ -37,7 +37,7 @@ class Remarks:
         """One line for people; `where` is the task and its split, or empty."""
         level, one, many, rest = _SENTENCES[self.kind]
         subject = one if self.count == 1 else many.format(count=f"{self.count:,}")
-        place = f"{source.shown} {self.what}"
+        place = source.place(self.line) + (f" ({self.what})" if self.what else "")
         return f"{level}: {where}{': ' if where else ''}{subject} {rest}, e.g. {place}"
 
 

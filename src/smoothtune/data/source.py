@@ -50,7 +50,10 @@ class Flaw(NamedTuple):
 
 
 class Remark(NamedTuple):
-    """Something to know of rows that are read: `kind` groups remarks (`data.remarks`), `line` and `what` are the place."""
+    """Something to know of a row that is read: `kind` groups remarks (see `data.remarks`), `line` is its first line.
+
+    `what` names all its lines where they are several.
+    """
 
     kind: str
     line: int

@@ -231,11 +231,12 @@ def _fitting(ids: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
 
 
 def in_memory(encodings: list[list[Any]]) -> list[TokenColumn]:
-    """Token columns of encodings that are already in memory (prediction); `full` is the length after cutting."""
+    """Token columns of encodings that are already in memory (prediction); `full` is one more than the length of a cut text."""
     columns = []
     for column in encodings:
         ids, lengths, second = flattened(column, np.int32, joint=True)
-        columns.append(TokenColumn(ids, np.concatenate([[0], np.cumsum(lengths)]), second, lengths))
+        full = lengths + np.fromiter((bool(encoding.overflowing) for encoding in column), np.int64, len(column))
+        columns.append(TokenColumn(ids, np.concatenate([[0], np.cumsum(lengths)]), second, full))
     return columns
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -205,9 +205,16 @@ class Model:
             yield answers
 
     def answer_rows(
-        self, tasks: Sequence[str], rows: Iterable[tuple[str, ...]], *, batch_size: int | None = None
+        self,
+        tasks: Sequence[str],
+        rows: Iterable[tuple[str, ...]],
+        *,
+        batch_size: int | None = None,
+        heed: Callable[[Examples], None] = lambda examples: None,
     ) -> Iterator[tuple[Rows, dict[str, Predictions]]]:
         """Windows of rows that hold the right number of texts, with the answers to `tasks`; the next is tokenised meanwhile.
+
+        `heed` is told of the tokens of each window, once for each way of reading.
 
         So a window is given out when the next has been read. What reading the next raises comes after it.
         """
@@ -215,6 +222,7 @@ class Model:
             dtype = self._chosen(window.read).dtype
             answers: dict[str, Predictions] = {}
             for alike, examples in window.read:
+                heed(examples)
                 found = answer_tasks(self.network, examples, alike, dtype=dtype, batch_size=batch_size)
                 answers.update({task: self._read(task, logits) for task, logits in found.items()})
             yield window.rows, {task: answers[task] for task in tasks}

@@ -35,6 +35,7 @@ from smoothtune.data.leaks import TrainingKeys, leaks
 from smoothtune.data.length_counts import LengthCounts
 from smoothtune.data.repeats import repeats
 from smoothtune.data.task_data import Split, TaskData, read_tasks, token_columns
+from smoothtune.data.text_counts import TextCounts
 from smoothtune.data.tokenising import load_tokenizer
 from smoothtune.errors import ConfigurationError, ModelFileError, Problem, UsageError
 from smoothtune.files import cache_folder
@@ -47,12 +48,16 @@ from smoothtune.workflow.slow_starts import SlowStart, slow_starts
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """Token lengths before cutting, special tokens included, and the share of texts longer than `max_length`."""
+    """Token lengths before cutting, special tokens included, and the share of texts longer than `max_length`.
+
+    `unknown` is the share of tokens, without special ones, that stand for what the tokenizer does not know.
+    """
 
     median: float
     p95: float
     longest: int
     cut: float
+    unknown: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +76,7 @@ class SplitReport:
     Everything is counted over the rows that are used. `balance` counts them by label, empty for a regression; `span` is
     that of its labels, None for the others. `doubts` are those about its labels. `leaks` is None for training data. It
     compares with the training rows of all tasks, those too that `max_train_rows` does not sample: another seed, or more
-    rows, would train on them. `remarks` are lines about how the source was read.
+    rows, would train on them. `remarks` are lines about how the source was read, `metric` is the main one of the task.
     """
 
     source: str
@@ -86,6 +91,7 @@ class SplitReport:
     doubts: LabelDoubts
     leaks: Leaks | None
     remarks: tuple[str, ...] = ()
+    metric: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +130,9 @@ def report_on(experiment: Experiment, tasks: Mapping[str, TaskData], tokenizer: 
     training = [TrainingKeys(data.trainable) for data in tasks.values() if data.trainable is not None]
 
     def report(data: TaskData, split: str) -> SplitReport:
-        lengths = _lengths(experiment, data, data.splits[split], tokenizer, cache)
-        return _report(data, split, lengths, training)
+        lengths, counts = _lengths(experiment, data, data.splits[split], tokenizer, cache)
+        found = _report(data, split, lengths, training)
+        return replace(found, remarks=(*found.remarks, *counts.sentences(f"{data.name}.{split}")))
 
     encodings = {stage.name: encoding_of(experiment, number) for number, stage in enumerate(experiment.stages)}
     return CheckReport(
@@ -169,6 +176,7 @@ def _report(data: TaskData, split: str, lengths: Lengths, training: Sequence[Tra
         doubts=_doubts(data, split, balance, span),
         leaks=None if split == "train" else leaks(part, training),
         remarks=part.table.remark_lines(f"{data.name}.{split}"),
+        metric=data.task.metric,
     )
 
 
@@ -222,12 +230,18 @@ def _span(split: Split) -> Span:
     return Span(float(numbers.min()), mean, float(numbers.max()))
 
 
-def _lengths(experiment: Experiment, data: TaskData, part: Split, tokenizer: Tokenizer, cache: Path) -> Lengths:
+def _lengths(
+    experiment: Experiment, data: TaskData, part: Split, tokenizer: Tokenizer, cache: Path
+) -> tuple[Lengths, TextCounts]:
     reads = trunk_options(data.name, data.task, experiment.trunks).input
     limit = experiment.encoder.max_length
     columns = token_columns(part, tokenizer, reads=reads, max_length=limit, cache=cache)
     counts = LengthCounts.of(column.full[part.chosen[rows]] for column in columns for rows in blocks(len(part)))
-    return Lengths(counts.quantile(0.5), counts.quantile(0.95), counts.longest, counts.share_above(limit))
+    texts = TextCounts.of(tokenizer, reads, limit)
+    for column in columns:
+        texts.add(column, part.chosen)
+    lengths = Lengths(counts.quantile(0.5), counts.quantile(0.95), counts.longest, counts.share_above(limit))
+    return replace(lengths, unknown=texts.unknown_share), texts
 
 
 def check_encoder(experiment: Experiment, architecture: Mapping[str, Any]) -> None:

@@ -9,15 +9,18 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NoReturn
 
+from smoothtune.data.batching import Examples
 from smoothtune.data.readers import read_records
 from smoothtune.data.remarks import RemarkCounts
 from smoothtune.data.source import Flaw, Record, Remark, Source, SourceKind, resolve_source
+from smoothtune.data.text_counts import TextCounts
 from smoothtune.errors import DataError, Problem, UsageError
 from smoothtune.files import write_text
 from smoothtune.inference.model import Model, Predictions
 from smoothtune.inference.precision import Precision
 from smoothtune.runtime.device import keep_memory_mapped, set_threads
 from smoothtune.runtime.kernels.building import notes
+from smoothtune.types import Input
 from smoothtune.workflow.answer_file import answer_writer, format_of, opened
 from smoothtune.workflow.empty_rows import Asked, Row
 from smoothtune.workflow.overwriting import check_outputs
@@ -78,7 +81,8 @@ def predict_file(
     names = answer_names(_labels(model, tasks, with_probabilities), columns)
     remarks = RemarkCounts()
     asked = Asked(_rows(given, columns, remarks))
-    answered = asked.with_empty(_answers(model, tasks, asked, with_probabilities), len(names))
+    counts: dict[Input, TextCounts] = {}
+    answered = asked.with_empty(_answers(model, tasks, asked, with_probabilities, counts), len(names))
     first, count = list(islice(answered, 1)), 0
     numbers = _number_columns(model, tasks, names)
     with (
@@ -89,7 +93,11 @@ def predict_file(
             writer.add(rows, found)
             count += len(rows)
             file.flush()
-    told = (*notes(model.network.device.type), *(found.sentence("", given) for found in remarks.found()))
+    told = (
+        *notes(model.network.device.type),
+        *(found.sentence("", given) for found in remarks.found()),
+        *dict.fromkeys(line for count in counts.values() for line in count.sentences("")),
+    )
     done = Predicted(count, model.precision_of(tasks), report, told, asked.empty)
     if report is not None:
         _write_report(report, done, tasks)
@@ -97,9 +105,17 @@ def predict_file(
 
 
 def _answers(
-    model: Model, tasks: Sequence[str], rows: Iterable[Row], with_probabilities: bool
+    model: Model, tasks: Sequence[str], rows: Iterable[Row], with_probabilities: bool, counts: dict[Input, TextCounts]
 ) -> Iterator[tuple[list[Row], list[list[Any]]]]:
-    for window, answers in model.answer_rows(tasks, rows):
+    """The answers, window by window; `counts` are filled by way of reading."""
+
+    def count(examples: Examples) -> None:
+        if examples.reads not in counts:
+            counts[examples.reads] = TextCounts.of(model.tokenizer, examples.reads, examples.limit)
+        for column in examples.columns:
+            counts[examples.reads].add(column, examples.chosen)
+
+    for window, answers in model.answer_rows(tasks, rows, heed=count):
         yield window, _answer_columns(answers, with_probabilities)
 
 
