@@ -340,7 +340,7 @@ def test_check_gives_json(sst: Path, program: Program) -> None:
     assert (code, err) == (0, "")
     splits = json.loads(out)["tasks"]["sst"]
     keys = ["source", "kind", "rows", "left_out", "balance", "span", "lengths"]
-    keys += ["duplicates", "conflicts", "doubts", "leaks"]
+    keys += ["duplicates", "conflicts", "doubts", "leaks", "remarks", "metric"]
     assert {split: list(found) for split, found in splits.items()} == {"train": keys, "dev": keys}
     assert splits["train"]["balance"] == {"0": 2, "1": 2, "2": 2, "3": 2, "4": 2}
     assert (splits["train"]["kind"], splits["train"]["span"], splits["train"]["leaks"]) == (
@@ -349,14 +349,14 @@ def test_check_gives_json(sst: Path, program: Program) -> None:
         None,
     )
     doubts = {"absent": [], "rare": {}, "few_rows": False, "constant": False}
-    doubts["lookalikes"] = {"count": 0, "examples": []}
+    doubts |= {"lookalikes": {"count": 0, "examples": []}, "alike": [], "none": [], "several": [], "dominant": None}
     assert splits["train"]["doubts"] == {**doubts, "rare": dict.fromkeys("01234", 2)}
     assert splits["dev"]["doubts"] == {**doubts, "absent": ["3", "4"], "few_rows": True}
     assert splits["dev"]["leaks"] == {
         "rows": 3,
         **{name: {"count": 0, "examples": []} for name in ("whole", "shared_one", "shared_both", "across")},
     }
-    assert list(splits["dev"]["lengths"]) == ["median", "p95", "longest", "cut"]
+    assert list(splits["dev"]["lengths"]) == ["median", "p95", "longest", "cut", "unknown"]
     assert splits["dev"]["lengths"]["longest"] == 5
 
 
@@ -507,7 +507,9 @@ def test_dev_rows_of_one_label_are_warned_of(sst: Path, near: Path, program: Pro
     ]
     assert f" all 2 rows {same}" not in program("check", "near.toml")[2]
     (near / "near_dev.tsv").write_text("first\tsecond\tscore\na dog\ta cat\t1.5\na cat\tthe rain\t1.50\n")
-    assert f"warning: near.dev: all 2 rows {same}" in program("check", "near.toml")[2].splitlines()
+    none = "no correlation exists, so the task has no score; training follows the others"
+    warning = f"warning: near.dev: all 2 rows have the label 1.5: {none}"
+    assert warning in program("check", "near.toml")[2].splitlines()
 
 
 def test_labels_that_look_mistyped_are_warned_of(sst: Path, program: Program) -> None:

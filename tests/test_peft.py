@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
 from transformers import (
     AutoModel,
     AutoTokenizer,
@@ -114,10 +115,12 @@ def test_texts_become_the_ids_of_the_model_and_long_ones_are_cut(
 ) -> None:
     made = adapted(tiny_encoder, small_data, shared_cache, lora=LORA)
     assert made.tokenizer.count('"lowercase":true') == 1
-    made.tokenizer = made.tokenizer.replace('"lowercase":true', f'"lowercase":{str(lowercase).lower()}')
+    declared = Tokenizer.from_str(made.tokenizer.replace('"lowercase":true', f'"lowercase":{str(lowercase).lower()}'))
+    declared.add_special_tokens(["[SEP]", "[PAD]"])
+    made.tokenizer = declared.to_str()
     model = Model.load(write(made, tmp_path / "model", lora=LORA), device="cpu")
     theirs = AutoTokenizer.from_pretrained(export(model, "near", tmp_path / "out").encoder)
-    pairs = [("The GREAT film!", "a bad film"), ("the cat", "Is it?"), (" ".join(WORDS), "A dog")]
+    pairs = [("The GREAT film!", "a [SEP] film"), ("the cat [PAD]", "Is it?"), (" ".join(WORDS), "A dog")]
     texts = [first for first, _ in pairs]
     (single,), (joint,) = (encode(model.tokenizer, pairs, reads, 24) for reads in ("single", "joint"))
     assert theirs(texts, truncation=True)["input_ids"] == [row.ids for row in single]
@@ -157,6 +160,7 @@ def test_the_files_of_an_export(folder: Path, tmp_path: Path) -> None:
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": 24,
         "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
+        "split_special_tokens": True,
         "pad_token": "[PAD]",
         "unk_token": "[UNK]",
         "cls_token": "[CLS]",

@@ -164,8 +164,8 @@ def test_a_bad_row_costs_no_window_before_it(
     run: Path, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(inference, "WINDOW", 2)
-    source = written(tmp_path / "texts.tsv", ["text"], [[text] for text in [*TEXTS[:5], " "]])
-    with pytest.raises(DataError, match=r"texts\.tsv:7: column 'text' is empty"):
+    source = written(tmp_path / "texts.tsv", ["text"], [*([text] for text in TEXTS[:5]), ["two", "fields"]])
+    with pytest.raises(DataError, match=r"texts\.tsv:7: 2 fields where the header has 1"):
         predict_file(run, ["mood"], str(source), None, form="jsonl", with_probabilities=False)
     found = [json.loads(line)["prediction"] for line in capsys.readouterr().out.splitlines()]
     assert found == model.predict("mood", TEXTS[:4])
@@ -214,7 +214,6 @@ def refused(kind: type[Exception], run: Path, source: Path | str, out: Path, tas
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        ("text\tid\na cat\t1\n\t2\n", "bad.tsv:3: column 'text' is empty; write a text or remove the row"),
         ("text\tid\na cat\t1\na dog\n", "bad.tsv:3: 1 field where the header has 2: nothing stands in column 'id'"),
         ("", "bad.tsv: is empty, or its first line is; the first line must name the columns"),
         ("words\na cat\n", "bad.tsv:1: has no column 'text'; its columns are: 'words'"),
@@ -233,7 +232,7 @@ def test_bad_input_is_named_by_line_and_leaves_no_output(
 def test_an_older_output_stays_when_prediction_fails(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.tsv"
     out.write_text("older")
-    (tmp_path / "bad.tsv").write_text("text\n \n")
+    (tmp_path / "bad.tsv").write_text("text\na\tb\n")
     refused(DataError, run, tmp_path / "bad.tsv", out)
     assert out.read_text() == "older"
 
@@ -276,7 +275,10 @@ def test_what_cannot_be_asked_of_a_run(run: Path, tmp_path: Path) -> None:
     assert text == "this model has no task 'sst'; its tasks: mood, same, near"
     text = refused(UsageError, run, source, out, task="near", with_probabilities=True)
     assert text == "--probabilities: task 'near' is a regression and has none"
-    assert refused(UsageError, run, source, out, form="xml") == "--format: got 'xml', expected one of tsv, jsonl"
+    assert (
+        refused(UsageError, run, source, out, form="xml")
+        == "--format: got 'xml', expected one of tsv, csv, jsonl, parquet"
+    )
     text = refused(UsageError, run, source, out, task="mood,near")
     assert text == "tasks: those asked together must read as many texts, got mood 1, near 2; ask them apart"
     text = refused(UsageError, run, source, out, precision="int4")
@@ -332,7 +334,7 @@ def test_the_report_names_rows_tasks_and_precision(run: Path, tmp_path: Path) ->
     result = CliRunner().invoke(app, [*arguments, "--out", str(out), "--report", str(report)], catch_exceptions=False)
     assert result.stderr == f"precision bfloat16 (asked for)\n7 rows predicted in {out}; report in {report}\n"
     precision = {"name": "bfloat16", "why": "asked for", "speeds": {}, "difference": None}
-    assert json.loads(report.read_text()) == {"rows": 7, "tasks": ["mood"], "precision": precision}
+    assert json.loads(report.read_text()) == {"rows": 7, "empty": 0, "tasks": ["mood"], "precision": precision}
     assert {path.name for path in tmp_path.glob("*.json")} == {"report.json"}
 
 

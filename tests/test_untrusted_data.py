@@ -284,7 +284,7 @@ def test_a_header_of_a_million_columns_is_told_in_time(tmp_path: Path, end: str)
     began = time.perf_counter()
     found = flaws("a.tsv", tmp_path)
     assert time.perf_counter() - began < 60  # counted one by one they take days
-    assert len(found) == 2 + bool(end)
+    assert len(found) == 2
     assert "'c28', 'c29' and 999,9" in found[-1].what
     assert all(len(flaw.what) < 1_000 for flaw in found)
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 Kind = Literal["classification", "binary", "regression"]
 Input = Literal["single", "separate", "joint"]
 Needs = Literal["states", "cls", "mean"]
+SpecialTokens = Literal["text", "tokens"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,6 +102,7 @@ def _warnings(report: CheckReport) -> Iterator[str]:
     for task, splits in report.tasks.items():
         for split, found in splits.items():
             where = f"{task}.{split}"
+            yield from found.remarks
             for reason, count in found.left_out.items():
                 yield f"note: {where}: {counted(count, 'row', 'rows')} left out: {reason}"
             if split == "train" and found.doubts.absent:
@@ -146,7 +147,21 @@ def _label_texts(split: str, found: SplitReport) -> Iterator[str]:
             doubts.lookalikes.count,
         )
         yield f"{what} spelt almost like another: {labels}: mend the row if that is a mistake"
-    if split == "dev" and doubts.constant:
+    if doubts.dominant is not None and found.metric == "accuracy":
+        share = f"{found.balance[doubts.dominant] / found.rows:.0%} of the rows have the label {doubts.dominant!r}"
+        yield f'{share}: accuracy hides what becomes of the others; set metric = "macro_f1"'
+    for group in doubts.alike[:6]:
+        labels = " and ".join(f"{label!r} ({found.balance[label]:,})" for label in group)
+        yield f"labels alike but for case or spelling: {labels}: they are {len(group)} classes; mend the rows if they are one"
+    for doubtful, why in ((doubts.none, "no label"), (doubts.several, "several labels in one")):
+        if doubtful:
+            labels = _first([f"{label!r} ({found.balance[label]:,})" for label in doubtful])
+            classes = "it is a class" if len(doubtful) == 1 else "each is a class"
+            yield f"{labels} may mean {why}: {classes} of its own; {_CURES[why]}"
+    if split == "dev" and doubts.constant and found.span is not None:
+        rows = f"all {found.rows:,} rows have" if found.rows > 1 else "the only row has"
+        yield f"{rows} the label {found.span.min:g}: no correlation exists, so the task has no score; training follows the others"
+    elif split == "dev" and doubts.constant:
         yield f"all {counted(found.rows, 'row has', 'rows have')} one label: a model that always gives it has the best score"
     elif split == "dev" and doubts.absent:
         what = f"{counted(len(doubts.absent), 'class has', 'classes have')} no row"
@@ -154,6 +169,9 @@ def _label_texts(split: str, found: SplitReport) -> Iterator[str]:
         yield f"{what}: {labels}: scores say nothing about {_these(doubts.absent)}"
     if doubts.few_rows:
         yield f"{counted(found.rows, 'row is', 'rows are')} few: a score of so few is coarse; give 50 or more"
+
+
+_CURES = {"no label": "leave such cells empty", "several labels in one": "give each row one label"}
 
 
 def _these(classes: Collection[str]) -> str:

@@ -74,7 +74,9 @@ def _scores(evaluation: Mapping[str, Any], where: str) -> Table:
     for mean in ("score", "plain_mean"):
         estimate = evaluation[mean]
         others = [_cell(baseline[mean]) for baseline in beside.values()]
-        line = ["all", mean.replace("_", " "), number(estimate["value"]), interval(estimate), *others]
+        scoreless = evaluation.get("scoreless", ())
+        which = f"all but {', '.join(map(printable, scoreless))}" if scoreless else "all"
+        line = [which, mean.replace("_", " "), number(estimate["value"]), interval(estimate), *others]
         lines.append([*line, *([""] if with_rows else [])])
     return table(headers, lines)
 

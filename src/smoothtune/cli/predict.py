@@ -23,7 +23,10 @@ def predict(
         typer.Argument(metavar="INPUT", help="File with the task's text columns; default: stdin."),
     ] = None,
     out: Annotated[Optional[Path], typer.Option("--out", help="File to write; default: stdout.")] = None,  # noqa: UP045
-    form: Annotated[str, typer.Option("--format", help="tsv or jsonl.")] = "tsv",
+    form: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--format", help="tsv, csv, jsonl or parquet; default: by the suffix of --out, tsv on stdout."),
+    ] = None,
     input_form: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option("--input-format", help="tsv, csv or jsonl on stdin; default: tsv. A file's suffix says its own."),
@@ -48,12 +51,13 @@ def predict(
     """Predict tasks for every row of a file, in order, in constant memory.
 
     The column of one task is called prediction; those of several prediction_TASK. Several share what they can of the work.
-    Rows are answered 4,096 at a time, when as many more have been read or the input ends.
+    Rows are answered 4,096 at a time, when as many more have been read or the input ends. A row with an empty text has an
+    empty answer.
 
     \b
     Examples:
       smoothtune predict runs/first --task sst reviews.tsv --out answers.tsv
-      smoothtune predict runs/first --task quora pairs.csv --probabilities --format jsonl
+      smoothtune predict runs/first --task quora pairs.csv --probabilities --out answers.jsonl
       smoothtune predict runs/first --task sst,polite reviews.tsv
       smoothtune predict runs/first --stage joint --task sst reviews.tsv
       cat reviews.tsv | smoothtune predict runs/first --task sst
@@ -80,3 +84,6 @@ def predict(
     where = "" if out is None else f" in {out}"
     where += "" if done.report is None else f"; report in {done.report}"
     say(f"{done.rows:,} rows predicted{where}")
+    if done.empty:
+        rows = "1 row has" if done.empty == 1 else f"{done.empty:,} rows have"
+        say(f"warning: {rows} an empty text and no answer")

@@ -217,8 +217,9 @@ class Watcher:
             self._console.print(f"  {task} finished: its best output is kept")
 
     def _of_tasks(self, mean: str, scores: Any) -> str:
-        """The name of a mean over the stage's tasks, with these where the experiment has more."""
-        return f"{mean} of {', '.join(scores.main)}" if self._partial else mean
+        """The name of a mean over the stage's tasks, with these where the experiment has more, or one has no score."""
+        counted = [task for task in scores.main if task not in scores.scoreless]
+        return f"{mean} of {', '.join(counted)}" if counted and (self._partial or scores.scoreless) else mean
 
     def _explain(self, undefined: Any) -> None:
         """Say once a run why a metric is not a number."""

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from smoothtune.config.options import Options
+from smoothtune.types import SpecialTokens
 
 
 class EncoderOptions(Options):
@@ -20,6 +21,11 @@ class EncoderOptions(Options):
     implementation: Literal["auto", "native", "transformers"] = Field(
         "auto",
         description="`native`: our BERT; `transformers`: AutoModel; `auto`: native wherever the checkpoint is a BERT",
+    )
+    special_tokens: SpecialTokens = Field(
+        "text",
+        description="what a special token that a text spells, such as [SEP], is; `text`: text; `tokens`: the token, as in "
+        "runs before this key",
     )
     dropout: float | None = Field(None, ge=0, lt=1, description="hidden dropout; default: the checkpoint's")
     attention_dropout: float | None = Field(

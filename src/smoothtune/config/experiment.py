@@ -77,6 +77,10 @@ class Experiment(Options):
         description="how a fraction is held out as `dev`; stratified: the same share of each label; hashed: by the texts "
         "alone, as runs did before this key",
     )
+    class_labels: Literal["names", "numbers"] = Field(
+        "names",
+        description="what the labels are that `datasets` writes as ClassLabel; numbers: as in runs before this key",
+    )
     encoder: EncoderOptions = EncoderOptions()
     tasks: dict[Name, Task] = Field(min_length=1)
     trunks: dict[Name, TrunkOptions] = Field({})

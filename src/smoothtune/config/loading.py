@@ -101,13 +101,24 @@ def validated(table: Mapping[str, Any], headline: str) -> Experiment:
 def validated_run(table: Mapping[str, Any], headline: str) -> Experiment:
     """The same of a run's own file, which may write out defaults of LoRA and adapters that no stage trains.
 
-    A run without the key `hold_out` is older than the key, and held out by the hash of the texts.
+    A run that lacks a key of `before_keys` is older than the key.
     """
-    table = {"hold_out": "hashed", **table}
+    table = before_keys(table)
     experiment = _parsed(table, headline)
     idle = {part for part in _ADAPTATIONS if not experiment.adapts(part)}
     said = {part for part in idle if getattr(experiment, part) == Experiment.model_fields[part].default}
     return validated({key: value for key, value in table.items() if key not in said}, headline)
+
+
+def before_keys(table: Mapping[str, Any]) -> dict[str, Any]:
+    """The table of a run with the keys that it is older than.
+
+    Such runs held out by the hash of the texts, obeyed special tokens in them, and had class labels by number.
+    """
+    encoder = table.get("encoder", {})
+    if isinstance(encoder, Mapping):
+        table = {**table, "encoder": {"special_tokens": "tokens", **encoder}}
+    return {"hold_out": "hashed", "class_labels": "numbers", **table}
 
 
 def to_toml(experiment: Experiment) -> str:
@@ -157,8 +168,9 @@ def _folder(given_by: str, name: str | Path) -> Path:
 def _read(source: str | Path | Mapping[str, Any] | Experiment) -> tuple[dict[str, Any], str, Path | None]:
     if isinstance(source, Experiment):
         table = parse_toml(to_toml(source))
-        if "hold_out" not in source.model_fields_set:
-            del table["hold_out"]  # a run that is resumed says it
+        for keys, part in ((table, source), (table["encoder"], source.encoder)):
+            for key in {"hold_out", "class_labels", "special_tokens"} & keys.keys() - part.model_fields_set:
+                del keys[key]  # a run that is resumed says it
         return table, "the experiment cannot be run:", None
     if isinstance(source, Mapping):
         return deepcopy(dict(source)), "the experiment cannot be run:", None

@@ -67,6 +67,50 @@ def saved_cells(folder: Path, columns: Sequence[str]) -> Iterator[tuple[object, 
         raise BrokenTableError(reason_of(error)) from None
 
 
+def parquet_classes(path: Path, column: str) -> tuple[str, ...] | None:
+    """The names of the class labels of a column by number, where `datasets` wrote them down. Raises `BrokenTableError`."""
+    try:
+        with pq.ParquetFile(path) as file:
+            return class_names(_features(file.schema_arrow), column)
+    except BROKEN as error:
+        raise BrokenTableError(reason_of(error)) from None
+
+
+def saved_classes(folder: Path, column: str) -> tuple[str, ...] | None:
+    """The same of a saved folder. Raises `BrokenTableError`."""
+    try:
+        with _stream(_files(folder)[0]) as stream:
+            found = class_names(_features(stream.schema), column)
+        info = folder / "dataset_info.json"
+        if found is not None or not info.is_file():
+            return found
+        described = parse_json(read_text(info, inside=folder))
+        return class_names(described.get("features") if isinstance(described, dict) else None, column)
+    except BROKEN as error:
+        raise BrokenTableError(reason_of(error)) from None
+
+
+def class_names(features: object, column: str) -> tuple[str, ...] | None:
+    """The names of a ClassLabel among features in the form of `datasets`; None for another column."""
+    feature = features.get(column) if isinstance(features, dict) else None
+    if not isinstance(feature, dict) or feature.get("_type") != "ClassLabel":
+        return None
+    names = feature.get("names")
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        return None
+    return tuple(names)
+
+
+def _features(schema: pa.Schema) -> object:
+    """What `datasets` wrote of the columns of a table; None where nothing that can be read is there."""
+    try:
+        found = parse_json((schema.metadata or {}).get(b"huggingface", b"null").decode())
+    except ValueError:
+        return None
+    info = found.get("info") if isinstance(found, dict) else None
+    return info.get("features") if isinstance(info, dict) else None
+
+
 def _files(folder: Path) -> list[Path]:
     state = parse_json(read_text(folder / "state.json", inside=folder))
     listed = state.get("_data_files") if isinstance(state, dict) else None

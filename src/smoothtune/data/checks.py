@@ -20,6 +20,7 @@ class RowSpec:
     """What a task needs of a row: one or two text columns, and a label column (None in prediction).
 
     `value_range` (low, high) belongs to regression and is in label units. `on_bad_row` is "error" or "leave_out".
+    `class_names`: whether class labels of `datasets` are their names, not their numbers; a regression has numbers.
     """
 
     texts: tuple[str, ...]
@@ -27,6 +28,7 @@ class RowSpec:
     kind: Kind
     value_range: tuple[float, float] | None = None
     on_bad_row: str = "error"
+    class_names: bool = True
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -1,12 +1,11 @@
 """A streaming reader of TSV and CSV files that knows line numbers (RFC 4180 quoting, UTF-8). Knows nothing of labels.
 
-Memory does not grow with the file: a field ends at the `csv` module's limit (131,072 characters), a line at 16 MiB.
+Memory does not grow with the file: a line, and a row of several lines, has at most 16 MiB.
 """
 
 from __future__ import annotations
 
 import csv
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from difflib import get_close_matches
@@ -15,13 +14,20 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from smoothtune.data.source import Flaw, Record
+from smoothtune.data.csv_lines import CsvLines, fields_as_text
+from smoothtune.data.source import Flaw, Record, Remark
 
 LINE_LIMIT = 1 << 24
 _BOM = b"\xef\xbb\xbf"
 _LONG_NAME = 200
 _NAMES_SHOWN = 30
 _NAMES_COMPARED = 1_000
+HEADER_AGAIN = "repeats the header; was the file put together of several? remove this row"
+_SEPARATORS = (
+    ("tab? then call it .tsv", "\t"),
+    ("comma? then call it .csv", ","),
+    ("semicolon? write it with commas, and call it .csv", ";"),
+)
 _QUOTES = "put quotes around the field and double the quotes inside it"
 
 
@@ -43,76 +49,112 @@ def raw_lines(path: Path, file: BinaryIO | None = None) -> Iterator[bytes]:
                 yield text
 
 
-class _Lines:
-    """Decoded lines for `csv.reader`. `dirty` is the first line since the last reset with a NUL or bytes not in UTF-8.
-
-    Bad bytes become lone surrogates, so that the quotes and separators of the line still count.
-    """
-
-    def __init__(self, raw: Iterator[bytes]) -> None:
-        self._raw = raw
-        self.dirty = 0
-
-    def __iter__(self) -> Iterator[str]:
-        for number, raw in enumerate(self._raw, start=1):
-            try:
-                line = raw.decode()
-            except UnicodeDecodeError:
-                line = raw.decode(errors="surrogateescape")
-                self.dirty = self.dirty or number
-            if "\0" in line:
-                self.dirty = self.dirty or number
-            yield line
-
-
 def read_delimited(
     path: Path, columns: Sequence[str], delimiter: str, file: BinaryIO | None = None
-) -> Iterator[Record | Flaw]:
+) -> Iterator[Record | Flaw | Remark]:
     """The `columns` of each row, and a `Flaw` for each row that cannot be read; reading goes on behind it.
 
-    The first line names the columns. Empty lines are skipped. After a flaw of the header, an endless line or a quote
-    that is never closed nothing follows.
+    The first line names the columns. Empty lines are skipped. After a flaw of the header or an endless line nothing
+    follows. Where quotes of a TSV file do not make fields of it, they are text: then, and where a field runs over several
+    lines, a `Remark` follows. Raises the process's limit of the `csv` module to that of a line.
     """
-    lines = _Lines(raw_lines(path, file))
+    csv.field_size_limit(max(csv.field_size_limit(), LINE_LIMIT))
+    lines = CsvLines(raw_lines(path, file), LINE_LIMIT)
     reader = csv.reader(iter(lines), delimiter=delimiter, strict=True)
     try:
         header = next(reader, [])
     except (csv.Error, LineTooLongError) as error:
         yield Flaw("file", 1, f"the header cannot be read ({error}); write one line of column names in UTF-8")
         return
-    flaws = _bytes_flaws(lines, header) if lines.dirty else header_flaws(header, columns, line=1)
-    if flaws:
-        yield from flaws
-        return
-    yield from _rows(reader, lines, header, columns)
+    flaws = header_flaws(header, columns, line=1) if lines.broken is None else _bytes_flaws(lines.broken + 1, header)
+    lines.last = reader.line_num
+    lines.begin()
+    yield from flaws or _Rows(lines, header, columns, delimiter).read()
 
 
-def _rows(reader: Any, lines: _Lines, header: list[str], columns: Sequence[str]) -> Iterator[Record | Flaw]:
-    pick = _picker([header.index(column) for column in columns])
-    width = len(header)
-    while True:
-        first = reader.line_num + 1
-        try:
-            row = next(reader)
-        except StopIteration:
-            return
-        except LineTooLongError:
-            yield Flaw("file", first, f"the line is longer than {LINE_LIMIT >> 20} MiB; is this a text file?")
-            return
-        except csv.Error as error:
-            flaw = _csv_flaw(error, first, reader.line_num)
-            yield flaw
-            if flaw.kind == "open quote":
+class _Rows:
+    """The records behind a header."""
+
+    def __init__(self, lines: CsvLines, header: list[str], columns: Sequence[str], delimiter: str) -> None:
+        self._lines, self._header, self._columns, self._delimiter = lines, header, tuple(columns), delimiter
+        self._pick = _picker([header.index(column) for column in columns])
+
+    def read(self) -> Iterator[Record | Flaw | Remark]:
+        """All of them."""
+        lines, taken, pick, width, name = (
+            self._lines,
+            self._lines.taken,
+            self._pick,
+            len(self._header),
+            self._columns[0],
+        )
+        reader, before = self._reader(), lines.last
+        while True:
+            taken.clear()
+            try:
+                row = next(reader)
+            except StopIteration:
                 return
-            lines.dirty = 0
-            continue
-        if lines.dirty:
-            yield _byte_flaw(lines.dirty, row, header)
-            lines.dirty = 0
-        elif len(row) == width:
-            yield Record(first, pick(row))
-        elif row:
-            yield Flaw("wrong number of fields", first, _width_text(row, header))
+            except LineTooLongError:
+                line = before + reader.line_num + 1 - len(taken)
+                yield Flaw("file", line, f"the line is longer than {LINE_LIMIT >> 20} MiB; is this a text file?")
+                return
+            except csv.Error as error:
+                lines.last = before + reader.line_num
+                yield from self._as_text() or self._given_back(_csv_flaw(error, lines))
+            else:
+                if len(row) == width and len(taken) == 1 and lines.broken is None:
+                    values = pick(row)
+                    if values[0] == name and self._is_header(row, values):
+                        yield Flaw("header", before + reader.line_num, HEADER_AGAIN)
+                    else:
+                        yield Record(before + reader.line_num, values)
+                    continue
+                lines.last = before + reader.line_num
+                yield from self._odd(row) if row else ()
+            lines.begin()
+            reader, before = self._reader(), lines.last
+
+    def _reader(self) -> Any:
+        return csv.reader(iter(self._lines), delimiter=self._delimiter, strict=True)
+
+    def _odd(self, row: list[str]) -> list[Record | Flaw | Remark]:
+        """A row of several lines, with bytes that are no text, or of another number of fields than the header has."""
+        lines, fits = self._lines, len(row) == len(self._header)
+        if lines.broken is not None:
+            return [_byte_flaw(lines.first + lines.broken, row, self._header)]
+        separable = self._separable()
+        if fits and (self._delimiter != "\t" or not separable):
+            kind = "rows in one" if separable else "several lines"
+            return [Record(lines.first, self._pick(row)), Remark(kind, lines.first, _lines_text(lines))]
+        as_text = self._as_text()
+        if as_text:
+            return as_text
+        flaw = Flaw("wrong number of fields", lines.first, _width_text(row, self._header, lines))
+        return self._given_back(flaw) if separable else [flaw]
+
+    def _separable(self) -> bool:
+        """Whether the record has several lines, of which each would be a row if quotes were text."""
+        taken, width = self._lines.taken, len(self._header)
+        return len(taken) > 1 < width and all(len(fields_as_text(line, self._delimiter)) == width for line in taken)
+
+    def _as_text(self) -> list[Record | Flaw | Remark]:
+        """The first line of the record as a row of a TSV file in which quotes are text; empty where it is none."""
+        if self._delimiter != "\t":
+            return []
+        fields, line = fields_as_text(self._lines.taken[0], "\t"), self._lines.first
+        if len(fields) != len(self._header):
+            return []
+        self._lines.give_back()
+        return [Record(line, self._pick(list(fields))), Remark("quotes as text", line, "")]
+
+    def _given_back(self, flaw: Flaw) -> list[Record | Flaw | Remark]:
+        self._lines.give_back()
+        return [flaw]
+
+    def _is_header(self, row: list[str], values: tuple[str, ...]) -> bool:
+        """Whether a row says again what the columns are called; of a single column it may be a text."""
+        return len(row) > 1 and (row == self._header or (len(values) > 1 and values == self._columns))
 
 
 def _picker(places: list[int]) -> Callable[[list[str]], tuple[str, ...]]:
@@ -121,24 +163,24 @@ def _picker(places: list[int]) -> Callable[[list[str]], tuple[str, ...]]:
     return itemgetter(*places)
 
 
-def _csv_flaw(error: csv.Error, first: int, last: int) -> Flaw:
-    text = str(error)
+def _csv_flaw(error: csv.Error, lines: CsvLines) -> Flaw:
+    text, first = str(error), lines.first
     if "unexpected end" in text:
-        return Flaw(
-            "open quote", first, "the record begins a quoted field that is never closed; close or double its quote"
-        )
-    if "field limit" in text and last > first:
-        what = f"a quoted field that begins here is still open at line {last}; close or double its quote"
-        return Flaw("open quote", first, what)
-    if "field limit" in text:
-        return Flaw("too long", first, f"a field is longer than {csv.field_size_limit():,} characters; shorten it")
+        return Flaw("open quote", first, "begins a quoted field that is never closed; close or double its quote")
     if "new-line character" in text:
         return Flaw("bad line end", first, f"a carriage return stands inside a field without quotes; {_QUOTES}")
-    return Flaw("bad quotes", first, f"text follows a closing quote ({text}); {_QUOTES}")
+    where = "" if lines.last == first else f" at line {lines.last}"
+    return Flaw("bad quotes", first, f"text follows a closing quote{where} ({text}); {_QUOTES}")
 
 
-def _width_text(row: list[str], header: list[str]) -> str:
+def _lines_text(lines: CsvLines) -> str:
+    return f"lines {lines.first} to {lines.last}"
+
+
+def _width_text(row: list[str], header: list[str], lines: CsvLines) -> str:
     text = f"{len(row)} field{'' if len(row) == 1 else 's'} where the header has {len(header)}"
+    if lines.last > lines.first:
+        text = f"quotes make one row of {_lines_text(lines)}: {text}"
     if len(row) < len(header):
         return f"{text}: nothing stands in column {short(header[len(row)])}"
     extra = f"{row[len(header)][:40]!r} stands after the last column, {short(header[-1])}"
@@ -165,19 +207,19 @@ def _byte_text(line: int, column: str, place: int, character: str) -> tuple[str,
     )
 
 
-def _bytes_flaws(lines: _Lines, header: list[str]) -> list[Flaw]:
-    flaw = _byte_flaw(lines.dirty, header, [])
+def _bytes_flaws(line: int, header: list[str]) -> list[Flaw]:
+    flaw = _byte_flaw(line, header, [])
     return [Flaw("file", flaw.line, f"the header is not UTF-8 text: {flaw.what}")]
 
 
 def header_flaws(header: Sequence[str], columns: Sequence[str], *, line: int = 0) -> list[Flaw]:
-    """What keeps a table with these column names from being read: none at all, one twice, or a wanted one missing.
+    """What keeps a table with these column names from being read: none at all, or a wanted one twice or missing.
 
     `line` is where the names stand, 0 in files that are not made of lines.
     """
     if not any(header):
         return [Flaw("file", 0, "is empty, or its first line is; the first line must name the columns")]
-    twice = sorted(name for name, count in Counter(header).items() if name and count > 1)[:_NAMES_SHOWN]
+    twice = [name for name in dict.fromkeys(columns) if header.count(name) > 1]
     flaws = [
         Flaw("file", line, f"column {short(name)} stands more than once in the header; rename one") for name in twice
     ]
@@ -188,9 +230,9 @@ def missing_text(name: str, present: Sequence[str]) -> str:
     """Says that `name` is not among `present`, and which near name may be meant."""
     more = f" and {len(present) - _NAMES_SHOWN:,} more" if len(present) > _NAMES_SHOWN else ""
     text = f"has no column {short(name)}; its columns are: {', '.join(map(short, present[:_NAMES_SHOWN]))}{more}"
-    apart = [word for word, mark in (("tab", "\t"), ("comma", ","), ("semicolon", ";")) if mark in "".join(present)]
+    apart = [advice for advice, mark in _SEPARATORS if mark in "".join(present)]
     if len(present) == 1 and apart:
-        return f"{text}; is the file separated by a {apart[0]}?"
+        return f"{text}; is the file separated by a {apart[0]}"
     lowered = {other.strip().lower(): other for other in present[:_NAMES_COMPARED] if len(other) <= _LONG_NAME}
     near = get_close_matches(name.strip().lower()[:_LONG_NAME], lowered, n=1, cutoff=0.75)
     return f"{text}; did you mean {lowered[near[0]]!r}?" if near else text

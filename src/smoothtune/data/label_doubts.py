@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+
+from smoothtune.data.values import parse_number, same_label
 
 FEW_TRAINING_ROWS = 5
 FEW_DEV_ROWS = 50
 MOST_LOOKALIKES = 6
 _LEAST_LETTERS = 4
+_DOMINANT = 0.9
+_NO_LABELS = frozenset({"nan", "none", "na", "n/a", "#n/a", "<na>", "null", "nil", "nat", "-", "--", "?", "missing"})
+_LIST = re.compile(r"\[.*\]|\{.*\}", re.DOTALL)
+_MARKS = re.compile(r"[|;,/+&]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +41,10 @@ class LabelDoubts:
 
     `absent`: labels without a row. `rare`: training labels with fewer than five rows, and how many. `few_rows`: a dev split
     of fewer than 50. `constant`: all rows have one label. `lookalikes`: labels with one row among all splits that differ
-    from another by one letter, two letters in turn, or case alone; empty where the experiment lists the labels.
+    from another by one letter, two letters in turn, or case alone. `alike`: groups of labels that differ in case, white space
+    or the spelling of a number or truth value alone. `none`: labels that may say that there is no label. `several`: labels
+    that may be several in one. These four are empty where the experiment lists the labels. `dominant`: the training label of
+    at least nine rows in ten.
     """
 
     absent: tuple[str, ...]
@@ -42,6 +52,10 @@ class LabelDoubts:
     few_rows: bool
     constant: bool
     lookalikes: Lookalikes = Lookalikes()
+    alike: tuple[tuple[str, ...], ...] = ()
+    none: tuple[str, ...] = ()
+    several: tuple[str, ...] = ()
+    dominant: str | None = None
 
 
 def label_doubts(split: str, rows: int, balance: Mapping[str, int]) -> LabelDoubts:
@@ -52,6 +66,9 @@ def label_doubts(split: str, rows: int, balance: Mapping[str, int]) -> LabelDoub
         rare=few if split == "train" else {},
         few_rows=split == "dev" and rows < FEW_DEV_ROWS,
         constant=rows in balance.values(),
+        dominant=next((label for label, count in balance.items() if count >= _DOMINANT * rows), None)
+        if split == "train"
+        else None,
     )
 
 
@@ -68,6 +85,34 @@ def lookalikes(counts: Mapping[str, int]) -> dict[str, str]:
         if similar:
             pairs[label] = max(similar, key=lambda other: counts[other])
     return pairs
+
+
+def alike(labels: Iterable[str]) -> tuple[tuple[str, ...], ...]:
+    """Groups of labels that differ in case, white space, or the spelling of a number or truth value alone."""
+    groups: dict[str | float, list[str]] = {}
+    for label in labels:
+        groups.setdefault(same_label(" ".join(label.casefold().split())), []).append(label)
+    return tuple(tuple(group) for group in groups.values() if len(group) > 1)
+
+
+def no_labels(labels: Collection[str]) -> tuple[str, ...]:
+    """Labels that are how programs write that there is none; -1 is, beside 0 and no other negative number."""
+    numbers = {number for label in labels if (number := parse_number(label)) is not None}
+    missing = {label for label in labels if label.casefold() in _NO_LABELS}
+    if 0 in numbers and min(numbers) == -1 and len(numbers) > 2:
+        missing |= {label for label in labels if parse_number(label) == -1}
+    return tuple(label for label in labels if label in missing)
+
+
+def several_labels(labels: Collection[str]) -> tuple[str, ...]:
+    """Labels that may be several in one: a list, parts between bars, or labels of the task between other marks."""
+    return tuple(label for label in labels if _LIST.fullmatch(label) or _is_joined(label, labels))
+
+
+def _is_joined(label: str, labels: Collection[str]) -> bool:
+    parts = [part.strip() for part in _MARKS.split(label)]
+    bars = "|" in label and all(parts)
+    return len(parts) > 1 and (bars or all(part in labels for part in parts))
 
 
 def _similar(label: str, other: str) -> bool:

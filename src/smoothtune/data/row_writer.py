@@ -21,7 +21,8 @@ from smoothtune.data.checks import FATAL, RowSpec, Tally, check_row
 from smoothtune.data.columns import ColumnWriter, open_column
 from smoothtune.data.keys import label_key, pair_keys, text_keys
 from smoothtune.data.readers import read_records
-from smoothtune.data.source import Flaw, Record, Source
+from smoothtune.data.remarks import RemarkCounts
+from smoothtune.data.source import Flaw, Record, Remark, Source
 
 ROWS, SUMMARY = "rows.arrow", "summary.json"
 LINE, KEY, TEXT_KEYS, LABEL_KEY = "line", "key", "text_keys", "label_key"
@@ -35,15 +36,18 @@ def write_rows(spec: RowSpec, source: Source, folder: Path, file: BinaryIO | Non
 
     Bad rows raise nothing: the summary has them. Raises `DataError` when the source has gone or the Hub does not answer.
     """
-    tally = Tally()
+    tally, remarks = Tally(), RemarkCounts()
     total = 0
     with _Writer(spec, folder) as writer:
-        for rows in _flushes(_good_rows(spec, read_records(source, spec.columns, file), tally)):
+        named = spec.class_names and spec.kind != "regression"
+        records = read_records(source, spec.columns, file, label=spec.label, class_names=named)
+        for rows in _flushes(_good_rows(spec, records, tally, remarks)):
             writer.add(rows)
             total += len(rows)
     if total == 0 and FATAL.isdisjoint(tally.counts):
         tally.add([Flaw("no rows", 0, _no_rows_text(spec, tally))])
-    (folder / SUMMARY).write_text(json.dumps(asdict(tally)), encoding="utf-8")
+    summary = {**asdict(tally), "remarks": [asdict(found) for found in remarks.found()]}
+    (folder / SUMMARY).write_text(json.dumps(summary), encoding="utf-8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,12 +127,17 @@ def _flushes(rows: Iterable[_GoodRow]) -> Iterator[list[_GoodRow]]:
         yield some
 
 
-def _good_rows(spec: RowSpec, records: Iterable[Record | Flaw], tally: Tally) -> Iterator[_GoodRow]:
+def _good_rows(
+    spec: RowSpec, records: Iterable[Record | Flaw | Remark], tally: Tally, remarks: RemarkCounts
+) -> Iterator[_GoodRow]:
     """Texts, label ("" in prediction) and line of the good rows; what is wrong with the others goes into `tally`."""
     count = len(spec.texts)
     for record in records:
         if isinstance(record, Flaw):
             tally.add([record])
+            continue
+        if isinstance(record, Remark):
+            remarks.add(record)
             continue
         label, flaws = check_row(spec, record)
         if flaws:

@@ -24,6 +24,7 @@ from smoothtune.cache import aside, gone, opened, settle
 from smoothtune.data.checks import NO_LABEL, Finding, RowSpec, findings_of
 from smoothtune.data.columns import filled
 from smoothtune.data.content import KnownContents, Reading
+from smoothtune.data.remarks import Remarks
 from smoothtune.data.row_writer import ROWS, SUMMARY, RowNumbers, read_numbers, text_names, write_rows
 from smoothtune.data.source import Source
 from smoothtune.errors import Problem
@@ -31,7 +32,7 @@ from smoothtune.errors import Problem
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_FORMAT = 4
+_FORMAT = 5
 _TRIES = 3
 
 
@@ -39,8 +40,9 @@ _TRIES = 3
 class RowTable:
     """N rows of one task and split: those with a label (all in prediction) in which nothing was found to be wrong.
 
-    `findings` says what was wrong with the others, `left_out` how many rows are missing for which reason. The texts
-    and all numbers stay on disk, in `folder`, and are mapped: they stay readable if the folder is removed.
+    `findings` says what was wrong with the others, `left_out` how many rows are missing for which reason; `remarks` tell
+    how rows were read. The texts and all numbers stay on disk, in `folder`, and are mapped: they stay readable if the folder is
+    removed.
     """
 
     name: str
@@ -51,6 +53,7 @@ class RowTable:
     folder: Path
     numbers: RowNumbers = field(repr=False)
     dataset: Dataset = field(repr=False)
+    remarks: tuple[Remarks, ...] = ()
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -68,6 +71,10 @@ class RowTable:
     def problems(self) -> tuple[Problem, ...]:
         """All findings as problems to raise or to print, each kind's rest counted."""
         return tuple(problem for finding in self.findings for problem in finding.problems(self.source.shown))
+
+    def remark_lines(self, where: str) -> tuple[str, ...]:
+        """What there is to know of how the rows were read, a line each; `where` names task and split."""
+        return tuple(found.sentence(where, self.source) for found in self.remarks)
 
     def place(self, row: int) -> str:
         """Where row `row` of this table stands in its source: `file:line`."""
@@ -143,8 +150,9 @@ def _table(name: str, spec: RowSpec, source: Source, folder: Path) -> RowTable:
     if spec.on_bad_row == "leave_out":
         left_out |= tally["rows"]
     findings = findings_of(tally["counts"], tally["examples"], source)
+    remarks = tuple(Remarks(**remark) for remark in tally["remarks"])
     texts = Dataset.from_file(str(folder / ROWS))
-    return RowTable(name, spec, source, findings, left_out, folder, read_numbers(spec, folder), texts)
+    return RowTable(name, spec, source, findings, left_out, folder, read_numbers(spec, folder), texts, remarks)
 
 
 def _prepared_content(spec: RowSpec, source: Source, cache: Path) -> str:
@@ -181,6 +189,7 @@ def _entry(spec: RowSpec, source: Source, cache: Path) -> Path:
     # What is written does not depend on on_bad_row, nor on the name of the file.
     asked: list[object] = [_FORMAT, source.kind, source.split, source.fingerprint()]
     asked += [spec.texts, spec.label, spec.kind == "regression", spec.value_range]
+    asked += [] if spec.class_names else ["class numbers"]
     return cache / f"rows-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()}"
 
 

@@ -49,6 +49,17 @@ class Flaw(NamedTuple):
     what: str
 
 
+class Remark(NamedTuple):
+    """Something to know of a row that is read: `kind` groups remarks (see `data.remarks`), `line` is its first line.
+
+    `what` names all its lines where they are several.
+    """
+
+    kind: str
+    line: int
+    what: str
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """A resolved source. `path` is set for files and folders, `dataset_id` for the Hub; messages say `shown`.

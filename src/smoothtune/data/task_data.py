@@ -19,8 +19,7 @@ from smoothtune.data.batching import Examples
 from smoothtune.data.checks import RowSpec
 from smoothtune.data.columns import blocks, counting, filled, gathered
 from smoothtune.data.hold_out import HoldOut
-from smoothtune.data.keys import label_keys
-from smoothtune.data.label_set import check_labels, fit_labels, inside_labels
+from smoothtune.data.label_set import check_labels, fit_labels, inside_labels, known_keys
 from smoothtune.data.rows import RowTable, prepare_rows
 from smoothtune.data.source import resolve_source
 from smoothtune.data.tokenising import TokenColumn, tokenise
@@ -107,7 +106,8 @@ def read_tasks(
     problems: list[Problem] = []
     found: dict[str, TaskData] = {}
     hold_out = HoldOut(experiment.hold_out, experiment.seed)
-    reading = _Reading(base, cache, experiment.seed, frozenset(wanted), hold_out)
+    names = experiment.class_labels == "names"
+    reading = _Reading(base, cache, experiment.seed, frozenset(wanted), hold_out, names)
     for name, task in experiment.tasks.items():
         known = _fixed_labels(task) if labels is None else labels[name]
         fit = labels is None and known is None and task.kind != "regression"
@@ -120,9 +120,18 @@ def read_tasks(
     return found
 
 
-def read_split(name: str, task: AnyTask, text: str, base: Path, cache: Path, labels: tuple[str, ...] | None) -> Split:
+def read_split(
+    name: str,
+    task: AnyTask,
+    text: str,
+    base: Path,
+    cache: Path,
+    labels: tuple[str, ...] | None,
+    *,
+    class_names: bool = True,
+) -> Split:
     """The rows of one more source for a task whose labels are known. Raises `DataError` with all problems."""
-    table = prepare_rows(_spec(task), resolve_source(text, base), cache=cache, name=name)
+    table = prepare_rows(_spec(task, class_names=class_names), resolve_source(text, base), cache=cache, name=name)
     if table.errors:
         raise DataError("The data cannot be used:", table.problems())
     return _with_known_labels(_whole(table), task, labels)
@@ -137,6 +146,7 @@ class _Reading:
     seed: int
     wanted: frozenset[str]
     hold_out: HoldOut
+    class_names: bool
 
     def task(self, name: str, task: AnyTask, labels: tuple[str, ...] | None, *, fit: bool) -> TaskData:
         """One task; `fit`: its labels are those of the training rows. Raises `DataError` with all problems."""
@@ -173,7 +183,7 @@ class _Reading:
             where = f"tasks.{name}.{split}"
             try:
                 source = resolve_source(getattr(task, split), self.base)
-                table = prepare_rows(_spec(task), source, cache=self.cache, name=where)
+                table = prepare_rows(_spec(task, class_names=self.class_names), source, cache=self.cache, name=where)
             except DataError as error:
                 problems += [Problem(f"{where}: {item.where}", item.what) for item in error.problems]
                 continue
@@ -203,9 +213,9 @@ def _all_unknown(part: Split) -> str:
     )
 
 
-def _spec(task: AnyTask) -> RowSpec:
+def _spec(task: AnyTask, *, class_names: bool) -> RowSpec:
     limits = task.range if task.kind == "regression" else None
-    return RowSpec(task.text, task.label, task.kind, limits, task.on_bad_row)
+    return RowSpec(task.text, task.label, task.kind, limits, task.on_bad_row, class_names)
 
 
 def _fixed_labels(task: AnyTask) -> tuple[str, ...] | None:
@@ -258,16 +268,15 @@ def label_numbers(table: RowTable, task: AnyTask, labels: tuple[str, ...] | None
     """Labels of all rows of a table as numbers, (N,); rows whose label is not in `labels` get -1."""
     if labels is None:
         return table.measurements(np.float32)
-    keys, known = table.label_keys(), label_keys(labels)
-    order = np.argsort(known)
+    keys, (known, numbers) = table.label_keys(), known_keys(table, labels)
     dtype = np.float32 if task.kind == "binary" else np.int64
-    return filled(len(table), dtype, (_positions(keys[part], known[order], order) for part in blocks(len(table))))
+    return filled(len(table), dtype, (_positions(keys[part], known, numbers) for part in blocks(len(table))))
 
 
-def _positions(keys: np.ndarray, known: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """The `order` (C,) of each of `keys` (n,) in the ascending `known` (C,), -1 where it is not among them."""
+def _positions(keys: np.ndarray, known: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """The one of `numbers` (K,) for each of `keys` (n,) by the ascending `known` (K,), -1 where it is not among them."""
     at = np.searchsorted(known, keys).clip(max=len(known) - 1)
-    return np.where(known[at] == keys, order[at], -1)
+    return np.where(known[at] == keys, numbers[at], -1)
 
 
 def make_examples(

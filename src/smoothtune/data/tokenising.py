@@ -24,9 +24,10 @@ from smoothtune.bounded import FOREIGN, check_plain, reason_of
 from smoothtune.cache import aside, fetched, settle
 from smoothtune.data.ahead import one_ahead
 from smoothtune.data.columns import ColumnWriter, open_column
+from smoothtune.data.special_tokens import as_text, read_as_text, reads_as_text
 from smoothtune.data.tokenizer_file import panics_told, read_tokenizer
 from smoothtune.errors import ModelFileError
-from smoothtune.types import Input
+from smoothtune.types import Input, SpecialTokens
 
 _FORMAT = 2
 _CHUNK = 2048
@@ -71,15 +72,18 @@ class TokenColumn:
         return np.diff(self.offsets) if rows is None else np.asarray(self.offsets[rows + 1] - self.offsets[rows])
 
 
-def load_tokenizer(folder: Path) -> Tokenizer:
+def load_tokenizer(folder: Path, special_tokens: SpecialTokens = "text") -> Tokenizer:
     """The tokenizer of a checkpoint folder, without padding and truncation (some files carry both).
 
-    Raises `ModelFileError` when there is none, or it cannot be read.
+    `special_tokens` says what those that a text spells are: text, or the tokens themselves. Raises `ModelFileError` when
+    there is no tokenizer, or it cannot be read.
     """
     path = folder / "tokenizer.json"
     tokenizer = read_tokenizer(path) if path.exists() else _converted(folder)
     tokenizer.no_padding()
     tokenizer.no_truncation()
+    if special_tokens == "text":
+        read_as_text(tokenizer)
     return tokenizer
 
 
@@ -111,10 +115,12 @@ def encode(tokenizer: Tokenizer, rows: list[tuple[str, ...]], reads: Input, max_
         tokenizer.enable_truncation(max_length)
         try:
             if reads == "separate":
-                return [tokenizer.encode_batch_fast([row[side] for row in rows]) for side in (0, 1)]
-            return [tokenizer.encode_batch_fast([row if reads == "joint" else row[0] for row in rows])]
+                columns = [tokenizer.encode_batch_fast([row[side] for row in rows]) for side in (0, 1)]
+            else:
+                columns = [tokenizer.encode_batch_fast([row if reads == "joint" else row[0] for row in rows])]
         finally:
             tokenizer.no_truncation()
+        return [as_text(tokenizer, column, pairs=reads == "joint") for column in columns]
 
 
 def tokenise(
@@ -122,11 +128,13 @@ def tokenise(
 ) -> list[TokenColumn]:
     """The token columns of a table, from the cache when they are there.
 
-    The cache key is the content of the texts, the tokenizer, the length and the input. Memory stays constant. Raises
-    `WriteError` when the cache cannot be written.
+    The cache key is the content of the texts, the tokenizer and how it reads special tokens, the length and the input.
+    Memory stays constant. Raises `WriteError` when the cache cannot be written.
     """
     with _SETTINGS:
         identity = [_FORMAT, table.content_key, tokenizer.to_str(), max_length, reads]
+    if reads_as_text(tokenizer):  # the tokenizer's own text does not say so
+        identity.append("special tokens are text")
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
     folder = cache / f"tokens-{key}"
     return fetched(folder, partial(_read, reads), partial(_write, table, tokenizer, reads, max_length, folder))
@@ -227,11 +235,12 @@ def _fitting(ids: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
 
 
 def in_memory(encodings: list[list[Any]]) -> list[TokenColumn]:
-    """Token columns of encodings that are already in memory (prediction); `full` is the length after cutting."""
+    """Token columns of encodings that are already in memory (prediction); `full` is one more than the length of a cut text."""
     columns = []
     for column in encodings:
         ids, lengths, second = flattened(column, np.int32, joint=True)
-        columns.append(TokenColumn(ids, np.concatenate([[0], np.cumsum(lengths)]), second, lengths))
+        full = lengths + np.fromiter((bool(encoding.overflowing) for encoding in column), np.int64, len(column))
+        columns.append(TokenColumn(ids, np.concatenate([[0], np.cumsum(lengths)]), second, full))
     return columns
 
 

@@ -36,6 +36,13 @@ def label_text(value: object) -> str:
     return text if match is None else _without_minus_zero(match[1])
 
 
+def same_label(text: str) -> str | float:
+    """What a label says, whatever its spelling: truth values in any case, and numbers, are numbers; others are themselves."""
+    truth = {"true": 1.0, "false": 0.0}.get(text.casefold())
+    number = parse_number(text) if truth is None else truth
+    return text if number is None else number
+
+
 def _float_text(value: float) -> str:
     if math.isnan(value):
         return ""

@@ -11,13 +11,13 @@ from smoothtune.errors import UsageError
 from smoothtune.evaluation.bootstrap import bootstrap, percentile_interval
 from smoothtune.evaluation.intervals import Estimate
 from smoothtune.evaluation.metrics import FUNCTIONS, Floats
-from smoothtune.evaluation.scores import TaskAnswers, check_tasks
+from smoothtune.evaluation.scores import TaskAnswers, check_tasks, without_score
 from smoothtune.runtime.random import numpy_stream
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Differences a - b of main metrics, with 95 % intervals: by task, and their plain mean over tasks.
+    """Differences a - b of main metrics, with 95 % intervals: by task, and their plain mean over tasks that have a score.
 
     An interval that leaves out 0 tells the models apart on these rows; it says nothing of other training seeds.
     """
@@ -34,9 +34,11 @@ def paired_difference(a: Mapping[str, TaskAnswers], b: Mapping[str, TaskAnswers]
     _check_same_rows(a, b)
     draws = {name: _draws(a[name], b[name], numpy_stream(seed, "paired", name)) for name in a}
     tasks = {name: _estimate(_difference(a[name], b[name]), draws[name], len(a[name])) for name in a}
-    value = float(np.mean([task.value for task in tasks.values()]))
-    rows = sum(task.n for task in tasks.values())
-    return Comparison(tasks, _estimate(value, np.mean(list(draws.values()), axis=0), rows))
+    scoreless = without_score(a)
+    counted = [name for name in a if name not in scoreless] or list(a)
+    value = float(np.mean([tasks[name].value for name in counted]))
+    rows = sum(tasks[name].n for name in counted)
+    return Comparison(tasks, _estimate(value, np.mean([draws[name] for name in counted], axis=0), rows))
 
 
 def _difference(a: TaskAnswers, b: TaskAnswers) -> float:

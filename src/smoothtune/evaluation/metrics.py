@@ -92,6 +92,12 @@ METRICS: dict[Kind, tuple[str, ...]] = {
 }
 
 
+def has_score(metric: str, targets: Rows) -> bool:
+    """Whether any predictions have a `metric` beside these targets (n,): a correlation needs two that differ."""
+    targets = np.asarray(targets)
+    return bool(len(targets)) and (metric not in CORRELATIONS or bool(_varies(targets)))
+
+
 def why_undefined(metric: str, predictions: Rows, targets: Rows) -> str | None:
     """Why `metric` of predictions (n,) and targets (n,) is `nan`, as a clause; None where it is a number."""
     if not len(targets):

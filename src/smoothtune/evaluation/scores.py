@@ -14,7 +14,7 @@ import numpy as np
 
 from smoothtune.errors import UsageError
 from smoothtune.evaluation.intervals import Estimate, mean_estimate, metric_estimate
-from smoothtune.evaluation.metrics import CORRELATIONS, FUNCTIONS, METRICS, Floats, Rows
+from smoothtune.evaluation.metrics import CORRELATIONS, FUNCTIONS, METRICS, Floats, Rows, has_score
 from smoothtune.types import Kind
 
 
@@ -65,12 +65,16 @@ def _checked(kind: Kind, name: str, values: Rows) -> Rows:
 
 @dataclass(frozen=True, slots=True)
 class PointScores:
-    """Scores without intervals: `tasks[name][metric]`, `main[name]` (the main metric), and both means over tasks."""
+    """Scores without intervals: `tasks[name][metric]`, `main[name]` (the main metric), and both means over tasks.
+
+    The means leave out `scoreless` tasks: no model has a score on their rows, as where all labels of a regression are equal.
+    """
 
     tasks: dict[str, dict[str, float]]
     main: dict[str, float]
     score: float
     plain_mean: float
+    scoreless: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,16 +82,19 @@ class Scores:
     """Scores with 95 % intervals: `tasks[name][metric]`, and both means over the tasks' main metrics.
 
     `score` counts a correlation r as (r + 1) / 2 (Wang, Table 1: 0.531, 0.861 and r = 0.870 give 0.776);
-    `plain_mean` takes r as it is. Both are `nan` where any main metric is, and their `n` is the rows of all tasks.
+    `plain_mean` takes r as it is. Both leave out `scoreless` tasks (see `PointScores`), are `nan` where the main metric of
+    another is, and their `n` is the rows of the tasks in them.
     """
 
     tasks: dict[str, dict[str, Estimate]]
     score: Estimate
     plain_mean: Estimate
+    scoreless: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Plain numbers for a JSON file; `nan` is None."""
+        """Plain numbers for a JSON file; `nan` is None, `scoreless` is there where there are any."""
         return {
+            **({"scoreless": list(self.scoreless)} if self.scoreless else {}),
             "tasks": {
                 name: {metric: {**_limits(found), "n": found.n} for metric, found in metrics.items()}
                 for name, metrics in self.tasks.items()
@@ -105,8 +112,15 @@ def point_scores(answers: Mapping[str, TaskAnswers]) -> PointScores:
         for name, task in answers.items()
     }
     main = {name: tasks[name][task.metric] for name, task in answers.items()}
-    metrics, values = [task.metric for task in answers.values()], np.array(list(main.values()))
-    return PointScores(tasks, main, float(mean_score(metrics, values)), float(values.mean()))
+    scoreless = without_score(answers)
+    counted = [name for name in answers if name not in scoreless] or list(answers)
+    metrics, values = [answers[name].metric for name in counted], np.array([main[name] for name in counted])
+    return PointScores(tasks, main, float(mean_score(metrics, values)), float(values.mean()), scoreless)
+
+
+def without_score(answers: Mapping[str, TaskAnswers]) -> tuple[str, ...]:
+    """The tasks on whose rows no model has a main metric."""
+    return tuple(name for name, task in answers.items() if not has_score(task.metric, task.targets))
 
 
 def score_tasks(answers: Mapping[str, TaskAnswers]) -> Scores:
@@ -116,12 +130,14 @@ def score_tasks(answers: Mapping[str, TaskAnswers]) -> Scores:
         name: {metric: metric_estimate(metric, task.predictions, task.targets) for metric in METRICS[task.kind]}
         for name, task in answers.items()
     }
-    main = [tasks[name][task.metric] for name, task in answers.items()]
+    scoreless = without_score(answers)
+    counted = {name: task for name, task in answers.items() if name not in scoreless} or answers
+    main = [tasks[name][task.metric] for name, task in counted.items()]
     shares = [
         _as_share(part) if task.metric in CORRELATIONS else part
-        for part, task in zip(main, answers.values(), strict=True)
+        for part, task in zip(main, counted.values(), strict=True)
     ]
-    return Scores(tasks, score=mean_estimate(shares), plain_mean=mean_estimate(main))
+    return Scores(tasks, score=mean_estimate(shares), plain_mean=mean_estimate(main), scoreless=scoreless)
 
 
 def _as_share(part: Estimate) -> Estimate:

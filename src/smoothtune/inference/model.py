@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -110,7 +110,7 @@ class Model:
             found.model.to(target),
             found.config,
             found.labels,
-            load_tokenizer(path),
+            load_tokenizer(path, found.config.encoder.special_tokens),
             dtype=pick_dtype("float32" if trained_in == "float32" else "auto", target),
             precision=without_measuring(precision, trained_in, target),
             identity=_identity(path),
@@ -222,9 +222,16 @@ class Model:
             yield answers
 
     def answer_rows(
-        self, tasks: Sequence[str], rows: Iterable[tuple[str, ...]], *, batch_size: int | None = None
+        self,
+        tasks: Sequence[str],
+        rows: Iterable[tuple[str, ...]],
+        *,
+        batch_size: int | None = None,
+        heed: Callable[[Examples], None] = lambda examples: None,
     ) -> Iterator[tuple[Rows, dict[str, Predictions]]]:
         """Windows of rows that hold the right number of texts, with the answers to `tasks`; the next is tokenised meanwhile.
+
+        `heed` is told of the tokens of each window, once for each way of reading.
 
         So a window is given out when the next has been read. What reading the next raises comes after it.
         """
@@ -232,6 +239,7 @@ class Model:
             dtype = self._chosen(window.read).dtype
             answers: dict[str, Predictions] = {}
             for alike, examples in window.read:
+                heed(examples)
                 found = answer_tasks(self.network, examples, alike, dtype=dtype, batch_size=batch_size)
                 answers.update({task: self._read(task, logits) for task, logits in found.items()})
             yield window.rows, {task: answers[task] for task in tasks}

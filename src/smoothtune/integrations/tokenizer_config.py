@@ -21,6 +21,7 @@ def tokenizer_config(tokenizer: Tokenizer, *, pad_id: int, max_length: int, segm
         "tokenizer_class": _CLASS,
         "model_max_length": max_length,
         "model_input_names": ["input_ids", *(["token_type_ids"] if segments else []), "attention_mask"],
+        **({"split_special_tokens": True} if tokenizer.encode_special_tokens else {}),
         **_special_tokens(tokenizer, pad_id),
     }
 

@@ -186,6 +186,8 @@ def _read_config(path: Path) -> ModelConfig:
             f"{path}: is of format {repr(table.get('format'))[:80]}, this smoothtune reads format {FORMAT}; "
             "use the release that wrote it"
         )
+    if isinstance(table.get("encoder"), dict):
+        table["encoder"].setdefault("special_tokens", "tokens")  # a model without the key is older than it
     try:
         return _checked(path, ModelConfig.model_validate(table))
     except ValidationError as error:

@@ -160,7 +160,12 @@ class Rule:
                 self.reason = "every task spent its patience"
             return not self._running
         if self.stopping.finished:
-            self.reason = f"no improvement of more than {self.stopping.threshold:g} in {self.stopping.patience} epochs"
+            what = (
+                f"improvement of more than {self.stopping.threshold:g}"
+                if math.isfinite(self.stopping.best)
+                else "score"
+            )
+            self.reason = f"no {what} in {self.stopping.patience} epochs"
         return self.stopping.finished
 
     def state_dict(self) -> dict[str, Any]:

@@ -25,13 +25,17 @@ from smoothtune.data.label_doubts import (
     LabelDoubts,
     Lookalike,
     Lookalikes,
+    alike,
     label_doubts,
     lookalikes,
+    no_labels,
+    several_labels,
 )
 from smoothtune.data.leaks import TrainingKeys, leaks
 from smoothtune.data.length_counts import LengthCounts
 from smoothtune.data.repeats import repeats
 from smoothtune.data.task_data import Split, TaskData, read_tasks, token_columns
+from smoothtune.data.text_counts import TextCounts
 from smoothtune.data.tokenising import load_tokenizer
 from smoothtune.errors import ConfigurationError, ModelFileError, Problem, UsageError
 from smoothtune.files import cache_folder
@@ -44,12 +48,16 @@ from smoothtune.workflow.slow_starts import SlowStart, slow_starts
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """Token lengths before cutting, special tokens included, and the share of texts longer than `max_length`."""
+    """Token lengths before cutting, special tokens included, and the share of texts longer than `max_length`.
+
+    `unknown` is the share of tokens, without special ones, that stand for what the tokenizer does not know.
+    """
 
     median: float
     p95: float
     longest: int
     cut: float
+    unknown: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +76,7 @@ class SplitReport:
     Everything is counted over the rows that are used. `balance` counts them by label, empty for a regression; `span` is
     that of its labels, None for the others. `doubts` are those about its labels. `leaks` is None for training data. It
     compares with the training rows of all tasks, those too that `max_train_rows` does not sample: another seed, or more
-    rows, would train on them.
+    rows, would train on them. `remarks` are lines about how the source was read, `metric` is the main one of the task.
     """
 
     source: str
@@ -82,6 +90,8 @@ class SplitReport:
     conflicts: Matches
     doubts: LabelDoubts
     leaks: Leaks | None
+    remarks: tuple[str, ...] = ()
+    metric: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +130,9 @@ def report_on(experiment: Experiment, tasks: Mapping[str, TaskData], tokenizer: 
     training = [TrainingKeys(data.trainable) for data in tasks.values() if data.trainable is not None]
 
     def report(data: TaskData, split: str) -> SplitReport:
-        lengths = _lengths(experiment, data, data.splits[split], tokenizer, cache)
-        return _report(data, split, lengths, training)
+        lengths, counts = _lengths(experiment, data, data.splits[split], tokenizer, cache)
+        found = _report(data, split, lengths, training)
+        return replace(found, remarks=(*found.remarks, *counts.sentences(f"{data.name}.{split}")))
 
     encodings = {stage.name: encoding_of(experiment, number) for number, stage in enumerate(experiment.stages)}
     return CheckReport(
@@ -164,6 +175,8 @@ def _report(data: TaskData, split: str, lengths: Lengths, training: Sequence[Tra
         conflicts=found.conflicts,
         doubts=_doubts(data, split, balance, span),
         leaks=None if split == "train" else leaks(part, training),
+        remarks=part.table.remark_lines(f"{data.name}.{split}"),
+        metric=data.task.metric,
     )
 
 
@@ -178,7 +191,16 @@ def _doubts(data: TaskData, split: str, balance: Mapping[str, int], span: Span |
         return replace(doubts, constant=span is not None and span.min == span.max)
     if split != "train" or data.task.labels is not None:
         return doubts
-    return replace(doubts, lookalikes=_lookalikes(data))
+    mistyped = _lookalikes(data)
+    labels = [label for label, rows in balance.items() if rows]
+    said = {example.label for example in mistyped.examples}
+    return replace(
+        doubts,
+        lookalikes=mistyped,
+        alike=alike(label for label in labels if label not in said),
+        none=no_labels(labels),
+        several=several_labels(labels),
+    )
 
 
 def _lookalikes(data: TaskData) -> Lookalikes:
@@ -208,12 +230,18 @@ def _span(split: Split) -> Span:
     return Span(float(numbers.min()), mean, float(numbers.max()))
 
 
-def _lengths(experiment: Experiment, data: TaskData, part: Split, tokenizer: Tokenizer, cache: Path) -> Lengths:
+def _lengths(
+    experiment: Experiment, data: TaskData, part: Split, tokenizer: Tokenizer, cache: Path
+) -> tuple[Lengths, TextCounts]:
     reads = trunk_options(data.name, data.task, experiment.trunks).input
     limit = experiment.encoder.max_length
     columns = token_columns(part, tokenizer, reads=reads, max_length=limit, cache=cache)
     counts = LengthCounts.of(column.full[part.chosen[rows]] for column in columns for rows in blocks(len(part)))
-    return Lengths(counts.quantile(0.5), counts.quantile(0.95), counts.longest, counts.share_above(limit))
+    texts = TextCounts.of(tokenizer, reads, limit)
+    for column in columns:
+        texts.add(column, part.chosen)
+    lengths = Lengths(counts.quantile(0.5), counts.quantile(0.95), counts.longest, counts.share_above(limit))
+    return replace(lengths, unknown=texts.unknown_share), texts
 
 
 def check_encoder(experiment: Experiment, architecture: Mapping[str, Any]) -> None:
@@ -287,5 +315,5 @@ def check_experiment(
     loaded = load(source, overrides=overrides, data_dir=data_dir)
     checkpoint = find_checkpoint(loaded.experiment.encoder)
     check_encoder(loaded.experiment, read_architecture(checkpoint))
-    tokenizer = load_tokenizer(checkpoint)
+    tokenizer = load_tokenizer(checkpoint, loaded.experiment.encoder.special_tokens)
     return check_data(loaded.experiment, loaded.base, tokenizer, cache_folder())

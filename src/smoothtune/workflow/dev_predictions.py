@@ -13,7 +13,7 @@ from smoothtune.data.id_columns import id_columns, id_values
 from smoothtune.data.rows import RowTable
 from smoothtune.data.task_data import TaskData
 from smoothtune.inference.answering import decide, probabilities
-from smoothtune.workflow.answer_file import AnswerWriter, opened
+from smoothtune.workflow.answer_file import DelimitedWriter, opened
 
 NAME = "dev_predictions"
 
@@ -45,7 +45,7 @@ def _write(path: Path, data: TaskData, logits: np.ndarray) -> None:
     values = id_values(table.source, ids, table.lines()[chosen].tolist()) if ids else {}
     nothing = ("",) * len(ids)
     with opened(path) as file:
-        writer = AnswerWriter(file, "tsv", (*before, *texts, *after))
+        writer = DelimitedWriter(file, (*before, *texts, *after))
         for part in blocks(len(chosen)):
             lines = table.lines()[chosen[part]].tolist()
             places = [(data.name, table.source.shown, line, *values.get(line, nothing)) for line in lines]

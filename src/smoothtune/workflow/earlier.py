@@ -64,13 +64,15 @@ class Earlier:
 
 
 def as_of_run(folder: Path, run: Experiment, experiment: Experiment) -> Experiment:
-    """`experiment` with what it leaves open as the `run` in `folder` has it: the hold-out, and what the recipe chose.
+    """`experiment` with what it leaves open as the `run` in `folder` has it: what the recipe chose, and what younger keys say.
 
-    The default of the hold-out was another when older runs began.
+    The defaults of the hold-out, of class labels and of special tokens were others when older runs began.
     """
-    changes: dict[str, Any] = {}
-    if "hold_out" not in experiment.model_fields_set:
-        changes["hold_out"] = run.hold_out
+    left = {"hold_out", "class_labels"} - experiment.model_fields_set
+    changes: dict[str, Any] = {key: getattr(run, key) for key in left}
+    if "special_tokens" not in experiment.encoder.model_fields_set:
+        own = {"special_tokens": run.encoder.special_tokens}
+        changes["encoder"] = experiment.encoder.model_copy(update=own)
     if experiment.recipe == "auto" and (folder / RECIPE).is_file():
         changes |= _chosen(run, experiment)
     return experiment.model_copy(update=changes)

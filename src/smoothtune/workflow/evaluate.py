@@ -8,6 +8,7 @@ from pathlib import Path
 from smoothtune.config.experiment import Experiment, trunk_options
 from smoothtune.data.batching import Examples
 from smoothtune.data.task_data import Split, TaskData, label_numbers, make_examples, read_split, read_tasks
+from smoothtune.data.text_counts import TextCounts
 from smoothtune.errors import ModelFileError, UsageError
 from smoothtune.evaluation.scores import TaskAnswers
 from smoothtune.evaluation.words_alone import words_alone
@@ -74,6 +75,8 @@ def evaluate_run(
             *kernel_notes(model.network.device.type),
             *doubts,
             *_changed(folder, read),
+            *(line for name, (_, part) in chosen.items() for line in part.table.remark_lines(name)),
+            *(line for name, part in examples.items() for line in _counted(model, part).sentences(name)),
             *training_overlap(experiment, model.labels, apart, cache_folder(), _refit(folder)),
             *(f"note: {name} is nan: {why}" for name, why in undefined(answers).items()),
         ),
@@ -144,7 +147,9 @@ def _chosen(
     for name, found in read.items():
         if name in files:
             task, labels = experiment.tasks[name], model.labels[name]
-            chosen[name] = found, read_split(name, task, files[name], Path.cwd(), cache_folder(), labels)
+            names = experiment.class_labels == "names"
+            part = read_split(name, task, files[name], Path.cwd(), cache_folder(), labels, class_names=names)
+            chosen[name] = found, part
         elif split in found.splits:
             chosen[name] = found, found.splits[split]
     if not chosen:
@@ -162,6 +167,13 @@ def _examples(experiment: Experiment, model: Model, data: TaskData, part: Split)
         pad_id=model.pad_id,
         cache=cache_folder(),
     )
+
+
+def _counted(model: Model, examples: Examples) -> TextCounts:
+    counts = TextCounts.of(model.tokenizer, examples.reads, examples.limit)
+    for column in examples.columns:
+        counts.add(column, examples.chosen)
+    return counts
 
 
 def _words_alone(data: TaskData, part: Split, seed: int) -> TaskAnswers:

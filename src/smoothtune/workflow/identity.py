@@ -63,6 +63,10 @@ def configuration_of(experiment: Experiment) -> dict[str, Any]:
     table = experiment.model_dump(mode="json", by_alias=True)
     if table["hold_out"] == "hashed":
         del table["hold_out"]  # a checkpoint that is older than the key does not have it
+    if table["class_labels"] == "numbers":
+        del table["class_labels"]
+    if table["encoder"]["special_tokens"] == "tokens":
+        del table["encoder"]["special_tokens"]  # nor this one
     del table["runtime"]["checkpoint_every"], table["name"], table["refit"]
     del table["encoder"]["name"], table["encoder"]["revision"]  # its content is compared
     _drop_younger_keys(table)

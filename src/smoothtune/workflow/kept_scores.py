@@ -22,6 +22,7 @@ class TaskScores(BaseModel):
     main: dict[str, float]
     score: float
     plain_mean: float
+    scoreless: list[str] | tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
@@ -33,7 +34,10 @@ class TaskScores(BaseModel):
         for task, main in self.main.items():
             if not any(_same(main, value) for value in self.tasks[task].values()):
                 raise ValueError(f"holds a main metric of {task} that is none of the task's")
-        if not _same(self.plain_mean, fmean(self.main.values())):
+        if any(not math.isnan(self.main.get(task, 0.0)) for task in self.scoreless):
+            raise ValueError("holds tasks without a score that have one")
+        counted = [main for task, main in self.main.items() if task not in self.scoreless]
+        if not _same(self.plain_mean, fmean(counted or self.main.values())):
             raise ValueError("holds a plain mean that is not that of the main metrics")
         return self
 

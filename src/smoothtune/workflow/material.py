@@ -119,7 +119,7 @@ class Material:
         keep_memory_mapped()
         self.notes = notes(self.device.type)
         self._checkpoint = find_checkpoint(experiment.encoder)
-        self._tokenizer: Tokenizer = load_tokenizer(self._checkpoint)
+        self._tokenizer: Tokenizer = load_tokenizer(self._checkpoint, experiment.encoder.special_tokens)
         check_encoder(experiment, read_architecture(self._checkpoint))
         self.staged = StagedModel(experiment, self._checkpoint, self.device)
 

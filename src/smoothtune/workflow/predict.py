@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NoReturn
 
+from smoothtune.data.batching import Examples
 from smoothtune.data.readers import read_records
-from smoothtune.data.source import Flaw, Record, Source, SourceKind, resolve_source
+from smoothtune.data.remarks import RemarkCounts
+from smoothtune.data.source import Flaw, Record, Remark, Source, SourceKind, resolve_source
+from smoothtune.data.text_counts import TextCounts
 from smoothtune.errors import DataError, Problem, UsageError
 from smoothtune.files import write_text
 from smoothtune.inference.model import Model, Predictions
 from smoothtune.inference.precision import Precision
 from smoothtune.runtime.device import keep_memory_mapped, set_threads
 from smoothtune.runtime.kernels.building import notes
-from smoothtune.workflow.answer_file import FORMATS, AnswerWriter, opened
+from smoothtune.types import Input
+from smoothtune.workflow.answer_file import answer_writer, format_of, opened
+from smoothtune.workflow.empty_rows import Asked, Row
+from smoothtune.workflow.overwriting import check_outputs
 from smoothtune.workflow.stage_folders import model_of
 
 STDIN_FORMATS: dict[str, SourceKind] = {"tsv": "tsv", "csv": "csv", "jsonl": "jsonl"}
@@ -27,13 +33,15 @@ STDIN_FORMATS: dict[str, SourceKind] = {"tsv": "tsv", "csv": "csv", "jsonl": "js
 class Predicted:
     """What was done: the number of rows, and the number format they were computed in (None where there was no row).
 
-    `report` is the file that says so, None where there is none; `notes` are sentences on this machine.
+    `empty` of the rows have no text and an empty answer. `report` is the file that says so, None where there is none;
+    `notes` are sentences on this machine and on the input.
     """
 
     rows: int
     precision: Precision | None
     report: Path | None
     notes: tuple[str, ...] = ()
+    empty: int = 0
 
 
 def predict_file(
@@ -42,8 +50,8 @@ def predict_file(
     source: str | None,
     out: Path | None,
     *,
-    form: str,
-    with_probabilities: bool,
+    form: str | None = None,
+    with_probabilities: bool = False,
     input_form: str | None = None,
     precision: str = "auto",
     report: Path | None = None,
@@ -56,32 +64,66 @@ def predict_file(
     that can all be read. A window (`inference.model.WINDOW` rows) is written when the next one has been read or the input
     ends: of a pipe, the first answers come after two windows. Files are written aside and renamed; `report` is a JSON file
     of rows, tasks and precision, by default `OUT.report.json`, none for stdout. The model is the run's, or that after
-    `stage`. Raises `UsageError` for what cannot be asked of the run, `DataError` naming file:line at the first bad row,
-    after the windows before it.
+    `stage`. `form` is the format of the result, by default that of the suffix of `out`. A row with an empty text has an
+    empty answer. Raises `UsageError` for what cannot be asked of the run and for an output that is an input, before any
+    work; `DataError` naming file:line at the first row that cannot be read, after the windows before it.
     """
-    if form not in FORMATS:
-        raise UsageError(f"--format: got {form!r}, expected one of {', '.join(FORMATS)}")
+    form = format_of(out, form)
     given = _source(source, input_form)
+    if report is None and out is not None:
+        report = out.with_name(f"{out.name}.report.json")
+    check_outputs({"--out": out, "--report": report}, given.path, run)
     set_threads(None)
     keep_memory_mapped()
     model = Model.load(model_of(run, stage), precision=precision)
     model.text_count(tasks)
     columns = model.columns(tasks[0])
     names = answer_names(_labels(model, tasks, with_probabilities), columns)
-    found = model.answer_rows(tasks, _rows(given, columns))
-    first, count = list(islice(found, 1)), 0
-    with opened(out) as file:
-        writer = AnswerWriter(file, form, (*columns, *names))
-        for rows, answers in chain(first, found):
-            writer.add(rows, _answer_columns(answers, with_probabilities))
+    remarks = RemarkCounts()
+    asked = Asked(_rows(given, columns, remarks))
+    counts: dict[Input, TextCounts] = {}
+    answered = asked.with_empty(_answers(model, tasks, asked, with_probabilities, counts), len(names))
+    first, count = list(islice(answered, 1)), 0
+    numbers = _number_columns(model, tasks, names)
+    with (
+        opened(out, binary=form == "parquet") as file,
+        answer_writer(file, form, (*columns, *names), numbers) as writer,
+    ):
+        for rows, found in chain(first, answered):
+            writer.add(rows, found)
             count += len(rows)
             file.flush()
-    if report is None and out is not None:
-        report = out.with_name(f"{out.name}.report.json")
-    done = Predicted(count, model.precision_of(tasks), report, notes(model.network.device.type))
+    told = (
+        *notes(model.network.device.type),
+        *(found.sentence("", given) for found in remarks.found()),
+        *dict.fromkeys(line for count in counts.values() for line in count.sentences("")),
+    )
+    done = Predicted(count, model.precision_of(tasks), report, told, asked.empty)
     if report is not None:
         _write_report(report, done, tasks)
     return done
+
+
+def _answers(
+    model: Model, tasks: Sequence[str], rows: Iterable[Row], with_probabilities: bool, counts: dict[Input, TextCounts]
+) -> Iterator[tuple[list[Row], list[list[Any]]]]:
+    """The answers, window by window; `counts` are filled by way of reading."""
+
+    def count(examples: Examples) -> None:
+        if examples.reads not in counts:
+            counts[examples.reads] = TextCounts.of(model.tokenizer, examples.reads, examples.limit)
+        for column in examples.columns:
+            counts[examples.reads].add(column, examples.chosen)
+
+    for window, answers in model.answer_rows(tasks, rows, heed=count):
+        yield window, _answer_columns(answers, with_probabilities)
+
+
+def _number_columns(model: Model, tasks: Sequence[str], names: Sequence[str]) -> set[str]:
+    """Those of the answers' columns that hold numbers: probabilities, and predictions of regressions."""
+    regressions = [task for task in tasks if model.kind(task) == "regression"]
+    predictions = {f"prediction_{task}" for task in regressions} | ({"prediction"} if regressions else set())
+    return {name for name in names if name.startswith("p_") or name in predictions}
 
 
 def _labels(model: Model, tasks: Sequence[str], with_probabilities: bool) -> dict[str, tuple[str, ...]]:
@@ -122,7 +164,8 @@ def _answer_columns(answers: dict[str, Predictions], with_probabilities: bool) -
 
 def _write_report(path: Path, done: Predicted, tasks: Sequence[str]) -> None:
     precision = None if done.precision is None else done.precision.to_json()
-    write_text(path, json.dumps({"rows": done.rows, "tasks": list(tasks), "precision": precision}, indent=2) + "\n")
+    content = {"rows": done.rows, "empty": done.empty, "tasks": list(tasks), "precision": precision}
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def _source(text: str | None, form: str | None) -> Source:
@@ -136,17 +179,17 @@ def _source(text: str | None, form: str | None) -> Source:
     return Source(kind, "stdin", Path("/dev/stdin"))
 
 
-def _rows(source: Source, columns: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+def _rows(source: Source, columns: tuple[str, ...], remarks: RemarkCounts) -> Iterator[tuple[str, ...]]:
     for record in _records(source, columns):
         if isinstance(record, Flaw):
             _refuse(source, record.line, record.what)
-        empty = [column for column, text in zip(columns, record.values, strict=True) if not text.strip()]
-        if empty:
-            _refuse(source, record.line, f"column {empty[0]!r} is empty; write a text or remove the row")
-        yield record.values
+        if isinstance(record, Remark):
+            remarks.add(record)
+        else:
+            yield record.values
 
 
-def _records(source: Source, columns: tuple[str, ...]) -> Iterator[Record | Flaw]:
+def _records(source: Source, columns: tuple[str, ...]) -> Iterator[Record | Flaw | Remark]:
     try:
         yield from read_records(source, columns)
     except OSError as error:

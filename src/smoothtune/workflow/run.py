@@ -37,6 +37,12 @@ EXPERIMENT, METRICS, EVALUATION, STATE, CHECK, RECIPE, PROBE, MODEL, CHECKPOINTS
     "stages",
 )
 
+OF_A_RUN = frozenset({
+    *(EXPERIMENT, METRICS, EVALUATION, STATE, CHECK, RECIPE, PROBE, MODEL, CHECKPOINTS, STAGES, LOCK),
+    *("config.toml", "encoder.json", "labels.json", "model.safetensors", "tokenizer.json", "provenance.json"),
+})  # fmt: skip
+"""What a run folder, or a model folder, consists of; whatever else lies there is the user's."""
+
 
 @dataclass(frozen=True, slots=True)
 class Run:

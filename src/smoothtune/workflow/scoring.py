@@ -69,6 +69,11 @@ class EpochScores:
         return self.dev.plain_mean
 
     @property
+    def scoreless(self) -> tuple[str, ...]:
+        """The tasks on whose dev rows no model has a score."""
+        return tuple(self.dev.scoreless)
+
+    @property
     def main(self) -> Mapping[str, float]:
         """Main metric by task on dev."""
         return self.dev.main

@@ -17,6 +17,7 @@ from smoothtune.workflow.earlier import as_of_run, read_earlier
 from smoothtune.workflow.events import Event, RunBegin, RunEnd
 from smoothtune.workflow.identity import check_kinds, configuration_of
 from smoothtune.workflow.material import Material
+from smoothtune.workflow.overwriting import check_run_folder
 from smoothtune.workflow.paths import absolute, moved
 from smoothtune.workflow.run import (
     EXPERIMENT,
@@ -72,6 +73,8 @@ def train(
             return _go_on(Path(str(run_dir)), wanted, allowed, listen, processes)
         with processes.agreeing():
             check_locks()
+            if processes.is_main:
+                check_run_folder(Path("runs" if run_dir is None else run_dir), wanted)
             if processes.is_main and run_dir is not None:
                 check_free(Path(run_dir), empty=resume)
         with _before_training(processes):
