@@ -322,7 +322,7 @@ UNFIT = [
     (
         [f"code {number}" for number in range(10_001)],
         SST,
-        "has 10,001 different labels in 10,001 rows, and a task can have 10,000; is this the column of the labels?",
+        "has 10,001 different labels in 10,001 rows; is this the column of the labels?",
     ),
     (["1", "1"], SST, "has only the label '1'; a classification task needs two or more"),
     (
