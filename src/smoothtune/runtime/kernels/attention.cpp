@@ -54,16 +54,24 @@ int64_t peaks_at(const Problem& problem, const Unit& unit, int64_t first_query) 
   return unit.head * problem.starts[problem.rows] + unit.first + first_query;
 }
 
-void store_peaks(const Peaks& from, int queries, float* to, int64_t inverses) {
-  std::copy(from.largest, from.largest + queries, to);
-  std::copy(from.inverse, from.inverse + queries, to + inverses);
+// Whole vectors under masks, where the processor has them: calls that copy a few bytes would be felt in short rows.
+inline void store_peaks(const Peaks& from, int queries, float* to, int64_t inverses) {
+#pragma omp simd
+  for (int q = 0; q < QUERIES; ++q)
+    if (q < queries) {
+      to[q] = from.largest[q];
+      to[inverses + q] = from.inverse[q];
+    }
 }
 
 // Queries that are not there have probabilities of zero.
-Peaks load_peaks(const float* from, int queries, int64_t inverses) {
-  Peaks peaks = {};
-  std::copy(from, from + queries, peaks.largest);
-  std::copy(from + inverses, from + inverses + queries, peaks.inverse);
+inline Peaks load_peaks(const float* from, int queries, int64_t inverses) {
+  Peaks peaks;
+#pragma omp simd
+  for (int q = 0; q < QUERIES; ++q) {
+    peaks.largest[q] = q < queries ? from[q] : 0.0f;
+    peaks.inverse[q] = q < queries ? from[inverses + q] : 0.0f;
+  }
   return peaks;
 }
 
