@@ -82,11 +82,8 @@ def predict(
         typer.echo(str(done.precision), err=True)
     where = "" if out is None else f" in {out}"
     where += "" if done.report is None else f"; report in {done.report}"
-    typer.echo(f"{done.rows:,} rows predicted{where}", err=True)
+    rows = "1 row" if done.rows == 1 else f"{done.rows:,} rows"
+    typer.echo(f"{rows} predicted{where}", err=True)
     if done.empty:
-        rows = (
-            "1 row has an empty text and no answer"
-            if done.empty == 1
-            else f"{done.empty:,} rows have an empty text and no answer"
-        )
-        typer.echo(f"warning: {rows}", err=True)
+        rows = "1 row has" if done.empty == 1 else f"{done.empty:,} rows have"
+        typer.echo(f"warning: {rows} an empty text and no answer", err=True)
