@@ -13,6 +13,7 @@ import pytest
 from smoothtune.data import content as content_module
 from smoothtune.data.checks import RowSpec
 from smoothtune.data.content import HashedFile, KnownContents, Reading, content_of, read_sha256
+from smoothtune.data.delimited import LINE_LIMIT
 from smoothtune.data.rows import RowTable, prepare_rows
 from smoothtune.data.source import resolve_source
 
@@ -184,10 +185,11 @@ def test_a_copy_is_hashed_and_not_read_as_rows(
 
 
 def test_reading_that_ends_early_still_names_the_whole_file(tmp_path: Path) -> None:
-    (tmp_path / "a.tsv").write_text('text\tlabel\ngood\t1\n"open\t0\n' + "more\t1\n" * 300_000)
-    (tmp_path / "b.tsv").write_text('text\tlabel\ngood\t1\n"open\t0\n' + "mory\t1\n" * 300_000)
+    for name, more in (("a.tsv", "more"), ("b.tsv", "mory")):
+        endless = "x" * (LINE_LIMIT + 1)
+        (tmp_path / name).write_text(f"text\tlabel\ngood\t1\n{endless}\n" + f"{more}\t1\n" * 300_000)
     tables = [prepare(tmp_path, name) for name in ("a.tsv", "b.tsv")]
-    assert [table.findings[0].kind for table in tables] == ["open quote", "open quote"]
+    assert [table.findings[0].kind for table in tables] == ["file", "file"]
     for table, name in zip(tables, ("a.tsv", "b.tsv"), strict=True):
         assert table.source.fingerprint() == sha256((tmp_path / name).read_bytes())
     assert tables[0].content_key != tables[1].content_key

@@ -243,8 +243,8 @@ def test_labels_that_may_mean_none(label: str) -> None:
     assert no_labels(["pos", "neg", label]) == (label,)
 
 
-def test_minus_one_may_mean_none_beside_classes_from_zero() -> None:
-    assert no_labels(["-1", "0", "1"]) == ("-1",)
+def test_minus_one_may_mean_none_beside_other_classes() -> None:
+    assert no_labels(["-1", "0", "1"]) == no_labels(["-1", "1", "2"]) == no_labels(["-1", "neg", "pos"]) == ("-1",)
     assert no_labels(["-1", "1"]) == no_labels(["-2", "-1", "0", "1", "2"]) == no_labels(["0", "1"]) == ()
 
 

@@ -121,6 +121,7 @@ LABELS = [
     Damage("a header in the middle", headed, "repeats the header"),
     Damage("nan", relabel("nan", 1, 3, 4, 6, 9), "'nan' (5) may mean no label"),
     Damage("N/A", relabel("N/A", 1, 3, 4, 6, 9), "'N/A' (5) may mean no label"),
+    Damage("-1", relabel("-1", 1, 3, 4, 6, 9), "'-1' (5) may mean no label"),
     Damage("case", relabel("Neg", 0, 2, 4), "labels alike but for case or spelling: 'Neg' (3) and 'neg' (9)"),
     Damage("case of one row", relabel("Neg", 0), "spelt almost like another: 'Neg' at"),
     Damage("several labels", relabel("neg|pos", 0, 2, 4), "'neg|pos' (3) may mean several labels in one"),

@@ -83,7 +83,8 @@ def predict(
         say(str(done.precision))
     where = "" if out is None else f" in {out}"
     where += "" if done.report is None else f"; report in {done.report}"
-    say(f"{done.rows:,} rows predicted{where}")
+    rows = "1 row" if done.rows == 1 else f"{done.rows:,} rows"
+    say(f"{rows} predicted{where}")
     if done.empty:
         rows = "1 row has" if done.empty == 1 else f"{done.empty:,} rows have"
         say(f"warning: {rows} an empty text and no answer")

@@ -96,10 +96,11 @@ def alike(labels: Iterable[str]) -> tuple[tuple[str, ...], ...]:
 
 
 def no_labels(labels: Collection[str]) -> tuple[str, ...]:
-    """Labels that are how programs write that there is none; -1 is, beside 0 and no other negative number."""
+    """Labels that are how programs write that there is none; -1 is, but beside 1 alone and other negative numbers."""
     numbers = {number for label in labels if (number := parse_number(label)) is not None}
     missing = {label for label in labels if label.casefold() in _NO_LABELS}
-    if 0 in numbers and min(numbers) == -1 and len(numbers) > 2:
+    others = len(numbers) > 2 or len(numbers) < len(labels)
+    if others and min(numbers, default=0) == -1:
         missing |= {label for label in labels if parse_number(label) == -1}
     return tuple(label for label in labels if label in missing)
 
