@@ -114,6 +114,23 @@ def test_such_a_run_is_resumed_to_the_same_bits(
     assert same_run(tmp_path / "cut", tmp_path / "whole")
 
 
+def test_where_each_task_ends_by_its_own_score_one_without_a_score_trains_as_long_as_the_others(
+    tiny_encoder: Path, small_data: Path, flat: Path, tmp_path: Path
+) -> None:
+    given = wanted(tiny_encoder, flat, per_task=True, patience=1, threshold=0.9)  # no epoch is so much better
+    events: list[Any] = []
+    train(given, data_dir=small_data, run_dir=tmp_path / "whole", listen=events.append)
+    epochs = [event for event in events if isinstance(event, StageEpoch)]
+    finished = [task for event in epochs for task in event.finished]
+    (end,) = [event for event in events if isinstance(event, StageEnd)]
+    assert sorted(finished) == ["mood", "same"]
+    assert end.reason == "every task, but those without a score, spent its patience"
+    assert len(epochs) < 6
+    assert until_killed(lambda: train(given, data_dir=small_data, run_dir=tmp_path / "cut", listen=KillAt(20)))
+    resume(tmp_path / "cut")
+    assert same_run(tmp_path / "cut", tmp_path / "whole")
+
+
 def test_a_stage_whose_tasks_all_lack_a_score_says_why_it_ends(
     tiny_encoder: Path, small_data: Path, flat: Path, tmp_path: Path
 ) -> None:

@@ -42,6 +42,7 @@ class Told:
     main: Mapping[str, float] = field(default_factory=dict)
     plain_mean: float = 0.0
     loss: float = math.nan
+    scoreless: tuple[str, ...] = ()
 
     def value(self, metric: str) -> float:
         return {"score": self.score, "plain_mean": self.plain_mean, **self.main}[metric]

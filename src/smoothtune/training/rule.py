@@ -30,6 +30,7 @@ class RuleState(BaseModel):
     best: dict[str, dict[str, Any]]
     best_step: int | None = None
     best_steps: dict[str, int] = {}
+    scoreless: list[str] = []
 
 
 class StageScores(Protocol):
@@ -42,6 +43,11 @@ class StageScores(Protocol):
     @property
     def main(self) -> Mapping[str, float]:
         """Main metric by task."""
+        ...
+
+    @property
+    def scoreless(self) -> tuple[str, ...]:
+        """The tasks that no model has a score of on these rows."""
         ...
 
     @property
@@ -88,6 +94,7 @@ class Rule:
         self.task_best: dict[str, BestState] = {}
         self.improved_tasks: tuple[str, ...] = ()
         self._running = list(tasks)
+        self._scoreless: tuple[str, ...] = ()
         self.reason = "all epochs done" if stop.max_steps is None else "all epochs or steps done"
 
     def start(self, scores: StageScores, model: MultiTaskModel) -> None:
@@ -104,13 +111,17 @@ class Rule:
         below = self.below_start(scores)
         held_back = bool(below) and not self._leaves_tasks
         improved = self.stopping.improves(math.nan if held_back else scores.value(self._metric), scores.loss)
-        better = {
-            task: self.by_task[task].improves(scores.main[task]) for task in self._running if task in self.by_task
-        }
+        self._scoreless = tuple(scores.scoreless)
+        judged = [task for task in self._running if task in self.by_task and not self._without_score(task)]
+        better = {task: self.by_task[task].improves(scores.main[task]) for task in judged}
         self.improved_tasks = tuple(task for task, value in better.items() if value and task not in below)
         finished = tuple(task for task in better if self.by_task[task].finished)
         self._running = [task for task in self._running if task not in finished]
         return improved, finished
+
+    def _without_score(self, task: str) -> bool:
+        """Whether the task trains as long as others do, since no score can end it."""
+        return task in self._scoreless and not self._leaves_tasks
 
     def set_floor(self, scores: StageScores) -> None:
         """Let no task of the best state be below these scores, where the stage asks for that."""
@@ -156,9 +167,12 @@ class Rule:
     def done(self) -> bool:
         """Whether the stage ends now."""
         if self.by_task:
-            if not self._running:
-                self.reason = "every task spent its patience"
-            return not self._running
+            judged = [task for task in self._running if not self._without_score(task)]
+            if self.finished and not judged:
+                some = ", but those without a score," if self._running else ""
+                self.reason = f"every task{some} spent its patience"
+                return True
+            return False
         if self.stopping.finished:
             what = (
                 f"improvement of more than {self.stopping.threshold:g}"
@@ -177,6 +191,7 @@ class Rule:
             "best": {task: best.state_dict() for task, best in self.task_best.items()},
             "best_step": self.best_step,
             "best_steps": dict(self.best_steps),
+            "scoreless": list(self._scoreless),
         }
 
     def load_state_dict(
@@ -195,6 +210,7 @@ class Rule:
                 self.by_task[task].load_state_dict(kept, epochs=epochs)
         self._running = list(found.running)
         self.best_step, self.best_steps = found.best_step, dict(found.best_steps)
+        self._scoreless = tuple(found.scoreless)
         for task, best in found.best.items():
             with under(f"best.{task}"):
                 self._best_of(task, model).load_state_dict(best, present)

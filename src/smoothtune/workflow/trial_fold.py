@@ -37,6 +37,7 @@ class _Silence:
     """Scores of a stage that nobody judges."""
 
     main: Mapping[str, float] = {}
+    scoreless: tuple[str, ...] = ()
     loss = math.nan
 
     def value(self, metric: str) -> float:
