@@ -301,7 +301,7 @@ def test_a_run_that_began_with_a_probe_resumes_to_the_same_bits(
 def test_the_same_experiment_resumes_what_the_recipe_chose(
     tiny_encoder: Path, small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trial, "_better", lambda tasks, few: True)
+    monkeypatch.setattr(trial, "_better", lambda tasks, rows: True)
     wanted = open_table(tiny_encoder, "mood", "near")
     wanted["runtime"] = {"threads": 1, "checkpoint_every": 1}
     whole, cut = tmp_path / "whole", tmp_path / "cut"

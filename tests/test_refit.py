@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -13,7 +15,9 @@ import torch
 from smoothtune import load as load_model
 from smoothtune.evaluation.linear_probe import STRENGTHS, ProbeTargets, choose
 from smoothtune.workflow.evaluate import evaluate_run
+from smoothtune.workflow.recipe_inputs import RecipeInputs
 from smoothtune.workflow.train import train
+from smoothtune.workflow.trial import Comparison, _better
 from tests.small_data import table
 from tests.test_recipe import open_table
 
@@ -76,6 +80,23 @@ def test_the_recipe_asks_for_it_and_a_fine_tuned_model_is_left_alone(
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record.get("refit", []) == (["mood"] if record["recipe"]["model"] == "probe" else [])
     assert 'refit = "probes"' in (tmp_path / "run" / "experiment.toml").read_text()
+
+
+def test_fine_tuning_has_to_gain_more_than_the_rows_that_many_classes_hold_out() -> None:
+    compared = Comparison("accuracy", 0.60, 0.65, 2.0, 1.9)
+    assert _better({"t": compared}, 300)
+    assert not _better({"t": replace(compared, least_gain=0.13)}, 300)
+    assert _better({"t": replace(compared, least_gain=0.04)}, 300)
+
+
+@pytest.mark.parametrize(
+    ("dev", "held", "excess"), [(0.1, 23, 0.13), (0.1, 12, 0.0), (0.2, 20, 0.0), ("dev.tsv", 60, 0.0)]
+)
+def test_the_excess_of_the_dev_part_is_what_it_holds_beyond_its_fraction(dev: Any, held: int, excess: float) -> None:
+    inputs = Mock(spec=RecipeInputs)
+    inputs.experiment.tasks = {"t": Mock(dev=dev)}
+    inputs.rows = lambda task, split: held if split == "dev" else 100 - held
+    assert RecipeInputs.dev_excess(inputs, "t") == pytest.approx(excess)
 
 
 def test_where_no_held_out_row_is_right_the_strength_is_the_largest() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,15 +91,12 @@ def test_what_tasks_share_cannot_be_left_in_several_states(tiny_encoder: Path, s
 
 def decide(monkeypatch: pytest.MonkeyPatch, *better: str) -> None:
     """Let the trial find fine-tuning better for these tasks."""
-    compare = trial._comparison
+    judge = trial._judged
 
-    def comparison(experiment: Any, task: str, rows: Any, answers: Any) -> Comparison:
-        compared = compare(experiment, task, rows, answers)
-        return Comparison(
-            compared.metric, compared.probe, compared.tuned, compared.probe_loss, compared.tuned_loss, 1.7, task in better
-        )  # fmt: skip
+    def verdict(inputs: Any, task: str, compared: Comparison, rows: int) -> Comparison:
+        return replace(judge(inputs, task, compared, rows), temperature=1.7, better=task in better)
 
-    monkeypatch.setattr(trial, "_comparison", comparison)
+    monkeypatch.setattr(trial, "_judged", verdict)
 
 
 def recipe_run(encoder: Path, data: Path, folder: Path) -> tuple[dict[str, Any], dict[str, Any], list[Any]]:
@@ -147,7 +145,8 @@ def test_a_task_that_the_recipe_leaves_alone_answers_as_its_probe(
     assert [stage["name"] for stage in resolved["stages"]] == ["probe"]
     assert set(record["recipe"]["model"].values()) == {"probe"}
     pairs = [("the cat", "a dog"), ("two moon", "the big sun")]
-    shares = [load_model(tmp_path / name).predict_probabilities("same", pairs) for name in ("some", "none")]
+    models = [load_model(tmp_path / name, precision="float32") for name in ("some", "none")]
+    shares = [model.predict_probabilities("same", pairs) for model in models]
     np.testing.assert_allclose(np.asarray(shares[0]), np.asarray(shares[1]), atol=1e-6)
 
 

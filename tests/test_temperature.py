@@ -72,7 +72,7 @@ def test_other_values_are_refused(tiny_encoder: Path, small_data: Path, value: A
 
 def logits_by_task(run: Path) -> dict[str, np.ndarray]:
     """Log odds of the first class to the last, by task."""
-    model = load_model(run)
+    model = load_model(run, precision="float32")
     pairs = [(text, TEXTS[0]) for text in TEXTS]
     asked: dict[str, Any] = {"mood": TEXTS, "same": pairs}
     shares = {task: np.asarray(model.predict_probabilities(task, texts)) for task, texts in asked.items()}

@@ -19,6 +19,8 @@ from smoothtune.evaluation.linear_probe import ProbeTargets
 from smoothtune.nn.encoder import Encoder
 from smoothtune.workflow.probe_fit import ProbeRows, probe_rows
 
+_LITTLE_EXCESS = 0.05
+
 
 @dataclass(frozen=True, slots=True)
 class RecipeInputs:
@@ -41,6 +43,17 @@ class RecipeInputs:
     def classes(self, task: str) -> int:
         """Labels of a task; 0 for a regression."""
         return len(self.data[task].labels or ())
+
+    def dev_excess(self, task: str) -> float:
+        """The share of the rows by which the dev part is larger than its fraction; 0 for a dev file, and up to 0.05.
+
+        It is where many classes of few rows each have a dev row.
+        """
+        fraction, held = self.experiment.tasks[task].dev, self.rows(task, "dev")
+        if isinstance(fraction, str):
+            return 0.0
+        excess = held / (held + self.rows(task, "train")) - fraction
+        return excess if excess > _LITTLE_EXCESS else 0.0
 
     @property
     def labels(self) -> dict[str, tuple[str, ...] | None]:

@@ -33,7 +33,8 @@ MOST_ROWS = 2000
 class Comparison:
     """A task's main metric and mean loss on held-out rows, of the probe and fine-tuned.
 
-    `temperature` is what the fine-tuned logits are best divided by; 1 for a regression. Whether fine-tuning is `better`.
+    `temperature` is what the fine-tuned logits are best divided by; 1 for a regression. Whether fine-tuning is `better`, which
+    has to gain more than `least_gain`: the probe can be fitted on the dev rows too, fine-tuning does not learn from them.
     """
 
     metric: str
@@ -42,6 +43,7 @@ class Comparison:
     probe_loss: float
     tuned_loss: float
     temperature: float = 1.0
+    least_gain: float = 0.0
     better: bool = False
 
     @property
@@ -95,8 +97,9 @@ def run_trial(
         for task in rows:
             answers[task][0][split[task][1]], answers[task][1][split[task][1]] = before[task], after[task]
     compared = {task: _comparison(experiment, task, targets[task], answers[task]) for task in rows}
-    few = min(len(part.examples) for part in rows.values()) < linear_probe.FEW_ROWS
-    return Trial(compared, folds, _better(compared, few=few))
+    compared = {task: _judged(inputs, task, part, len(rows[task].examples)) for task, part in compared.items()}
+    fewest = min(len(part.examples) for part in rows.values())
+    return Trial(compared, folds, _better(compared, fewest))
 
 
 def _listen_after(listen: Callable[[int, int], None], done: int, total: int, step: int) -> None:
@@ -116,11 +119,20 @@ def _stage_of_fold(stage: Stage, folds: int, processes: int) -> Stage:
     return stage.model_copy(update={"stop": stop, "batch_size": stage.batch_size * processes})
 
 
-def _better(tasks: Mapping[str, Comparison], *, few: bool) -> bool:
-    """Whether fine-tuning is better: by the metric, by the loss where that is equal, and by both where rows are `few`."""
-    gain = float(np.mean([comparison.gain for comparison in tasks.values()]))
+def _judged(inputs: RecipeInputs, task: str, compared: Comparison, rows: int) -> Comparison:
+    """The comparison of a task with its verdict."""
+    compared = replace(compared, least_gain=inputs.dev_excess(task))
+    return replace(compared, better=_better({task: compared}, rows))
+
+
+def _better(tasks: Mapping[str, Comparison], rows: int) -> bool:
+    """Whether fine-tuning is better: by the metric, by the loss where that is equal, and by both where `rows` are few.
+
+    A gain counts as far as it exceeds the least one, in the mean over the tasks.
+    """
+    gain = float(np.mean([comparison.gain - comparison.least_gain for comparison in tasks.values()]))
     lower = sum(part.tuned_loss - part.probe_loss for part in tasks.values()) < 0
-    return (gain > 0 and lower) if few else (gain > 0 or (gain == 0 and lower))
+    return (gain > 0 and lower) if rows < linear_probe.FEW_ROWS else (gain > 0 or (gain == 0 and lower))
 
 
 def _space(targets: ProbeTargets) -> Floats:
@@ -133,6 +145,4 @@ def _comparison(experiment: Experiment, task: str, rows: ProbeTargets, answers: 
     losses = [linear_probe.score(part, rows).loss for part in answers]
     probe, tuned = (float(FUNCTIONS[metric](decide(kind, part), rows.targets)) for part in logits)
     temperature = 1.0 if kind == "regression" else fit_temperature(logits[1], rows.targets)
-    compared = Comparison(metric, probe, tuned, losses[0], losses[1], temperature)
-    few = len(rows.targets) < linear_probe.FEW_ROWS
-    return replace(compared, better=_better({task: compared}, few=few))
+    return Comparison(metric, probe, tuned, losses[0], losses[1], temperature)
