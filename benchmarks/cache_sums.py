@@ -1,9 +1,9 @@
 """What the sums of the cache cost: a run over 100,000 rows whose cache is empty, and the same run again, which compares them.
 
-Run: python benchmarks/cache_sums.py [--repetitions 2] [--again 5] [--rows 100000]. SST sentences, drawn again and again, with the bundled
-encoder left alone: its states are kept, which are the largest entries there are, and one epoch trains the rest, so that there is
-little else to do. Each repetition fills a cache and then runs `again` times on it. The share is the time inside the sums over the
-rest of the same run; its median has an interval over the runs. Writes results/cache_sums.json.
+Run: python benchmarks/cache_sums.py [--repetitions 2] [--again 5] [--rows 100000]. SST sentences, drawn again and again, with
+the bundled encoder left alone: its states are kept, which are the largest entries there are, and one epoch trains the rest, so
+that there is little else to do. Each repetition fills a cache and then runs `again` times on it. The share is the time inside the
+sums over the rest of the same run; its median has an interval over the runs. Writes results/cache_sums.json.
 """
 
 from __future__ import annotations
