@@ -222,22 +222,23 @@ def cache_sums(result: dict[str, Any]) -> str:
     """What the sums of the cache cost, a line per run."""
     text = (
         f"A run over {result['rows']:,} SST rows (drawn again and again), the encoder left alone, one epoch, "
-        f"{result['repetitions']} times: with an empty cache, whose entries are summed and synced, and again with a whole one, "
-        "whose sums are compared. `share` is the time inside the sums over the rest of the run."
+        "with an empty cache, whose entries are summed and synced, and again with a whole one, whose sums are compared. "
+        "`share` is the time inside the sums over the rest of the same run: the median, its interval and the largest."
     )
     lines = []
     for name, row in result["runs"].items():
         share = row["share"]
         shown = f"{100 * share['value']:.3f} % ({100 * share['low']:.3f} to {100 * share['high']:.3f} %)"
+        shown += f", at most {100 * row['most']:.3f} %"
         seconds = [
             f"{statistics.median(row['seconds']):.1f} s",
             f"{row['sum_seconds']:.3f} s",
             f"{row['sync_seconds']:.2f} s",
         ]
-        lines.append([name, f"{row['megabytes']:,.0f} MB", *seconds, shown])
+        lines.append([name, str(len(row["seconds"])), f"{row['megabytes']:,.0f} MB", *seconds, shown])
     rates = ", ".join(f"{name} {rate / 1e9:.1f} GB/s" for name, rate in result["rates"].items())
     text += f" One thread sums by {rates}."
-    return f"{text}\n\n{table(('run with', 'summed', 'whole run', 'sums', 'syncing', 'share'), lines)}"
+    return f"{text}\n\n{table(('run with', 'runs', 'summed', 'whole run', 'sums', 'syncing', 'share'), lines)}"
 
 
 def checkpoints(result: dict[str, Any]) -> str:
