@@ -203,9 +203,14 @@ class Watcher:
         score = self._of_tasks("score", scores)
         self._console.print(f"{begun} dev {dev} | {score} {scores.score:.4f}{mark}", soft_wrap=True)
         self._explain(scores.undefined)
-        rows = [f"{task} {seen.once:,} / {seen.repeated:,} / {seen.unseen:,}" for task, seen in report.coverage.items()]
+        rows = [
+            f"{task} {seen.once:,} / {seen.repeated:,} / {seen.unseen:,}"
+            for task, seen in report.coverage.items()
+            if seen.repeated or seen.unseen
+        ]
         if rows:
-            self._console.print(f"  rows seen once / repeatedly / not: {', '.join(rows)}", soft_wrap=True)
+            text = ", ".join(rows)
+            self._console.print(f"  rows seen once / repeatedly / not in this epoch: {text}", soft_wrap=True)
         if report.skipped:
             self._console.print(f"  {report.skipped} batches skipped so far: their loss or gradient was not finite")
         for task, (before, now) in event.below.items():
