@@ -64,6 +64,17 @@ check: setup
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/mypy
 
+# Builds the sdist, and a wheel of it, installs that in a fresh environment, and trains, predicts and compares versions there.
+.PHONY: release-check
+RELEASE := build/release
+release-check: setup
+	rm -rf $(RELEASE) && mkdir -p $(RELEASE)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt build
+	$(BIN)/python -m build --outdir $(RELEASE)/dist .
+	$(PYTHON) -m venv $(RELEASE)/venv
+	$(RELEASE)/venv/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt $(RELEASE)/dist/*.whl
+	$(BIN)/python tests/release.py $(RELEASE)
+
 bench-memory: setup
 	$(BIN)/python benchmarks/predict_memory.py
 
