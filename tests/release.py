@@ -1,4 +1,4 @@
-"""Checks an installed release: `python tests/release.py FOLDER`, with `dist/` and `venv/` in it, as `make release-check` has them."""
+"""Checks a release: `python tests/release.py FOLDER`, with `dist/` and `venv/` in it, as `make release-check` has them."""
 
 from __future__ import annotations
 
