@@ -114,6 +114,38 @@ def test_two_outputs_in_one_file_and_a_folder_are_refused(run: Path, source: Pat
 
 
 @pytest.mark.usefixtures("never_loads")
+@pytest.mark.usefixtures("never_loads")
+@pytest.mark.parametrize("option", ["out", "report"])
+def test_an_output_that_is_no_plain_file_is_refused(run: Path, source: Path, tmp_path: Path, option: str) -> None:
+    pipe = tmp_path / "pipe.tsv"
+    os.mkfifo(pipe)
+    outputs = {"out": tmp_path / "answers.tsv", option: pipe}
+    with pytest.raises(UsageError, match=f"--{option} .*pipe.tsv: is a device, a pipe or stdout"):
+        predict_file(run, ("mood",), source=str(source), **outputs)
+    assert pipe.is_fifo()
+
+
+@pytest.mark.usefixtures("never_loads")
+@pytest.mark.parametrize("split", ["train", "dev"])
+def test_an_output_in_place_of_a_data_file_of_the_run_is_refused(
+    run: Path, source: Path, small_data: Path, split: str
+) -> None:
+    file = small_data / f"mood.{split}.tsv"
+    before = file.read_bytes()
+    with pytest.raises(UsageError, match="is a data file of the run"):
+        predict_file(run, ("mood",), source=str(source), out=file)
+    assert file.read_bytes() == before
+
+
+def test_a_link_stays_a_link_to_the_answers(run: Path, source: Path, tmp_path: Path) -> None:
+    target, link = tmp_path / "target.tsv", tmp_path / "link.tsv"
+    target.write_text("old")
+    link.symlink_to(target)
+    predict_file(run, ("mood",), source=str(source), out=link)
+    assert link.is_symlink()
+    assert target.read_text().startswith("text\tprediction")
+
+
 def test_an_output_inside_a_saved_data_set_is_refused(run: Path, tmp_path: Path) -> None:
     from datasets import Dataset
 

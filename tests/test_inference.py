@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import smoothtune
 from smoothtune.data.ahead import one_ahead
 from smoothtune.data.batching import padded_width
+from smoothtune.errors import UsageError
 from smoothtune.inference import precision as precisions
 from smoothtune.inference.answering import answer_examples
 from smoothtune.inference.batches import token_batches
 from smoothtune.inference.precision import AGREEMENT, Groups, choice, measured, without_measuring
+from smoothtune.inference.texts import checked_rows
 from smoothtune.nn.at_rest import at_rest
 from tests.small_data import Prepared, prepare, table
 
@@ -280,3 +284,22 @@ def test_batches_change_no_answer(prepared: Prepared) -> None:
         whole = answer_examples(prepared.model, examples, dtype=torch.float32)
         by_three = answer_examples(prepared.model, examples, dtype=torch.float32, batch_size=3)
         np.testing.assert_allclose(by_three, whole, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("texts", "said"),
+    [
+        ({"text": ["a film"]}, "expected a list of texts, got dict; give its column"),
+        (SimpleNamespace(columns=["text"]), "got SimpleNamespace; give its column, such as df"),
+        (["good", "\ud800 fine"], "text 1: has half of a surrogate pair"),
+    ],
+    ids=["dict", "frame", "surrogate"],
+)
+def test_tables_and_broken_characters_are_no_texts(texts: Any, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        list(checked_rows("mood", texts, 1))
+
+
+def test_a_model_is_loaded_from_a_path() -> None:
+    with pytest.raises(UsageError, match="load: got NoneType, expected the folder"):
+        smoothtune.load(None)  # type: ignore[arg-type]

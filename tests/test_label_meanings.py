@@ -236,6 +236,8 @@ def test_labels_that_are_alike() -> None:
     assert alike(["1", "01", "1.0", "2", "True", "true"]) == (("1", "01", "1.0", "True", "true"),)
     assert alike(["a  b", "a b", "ab"]) == (("a  b", "a b"),)
     assert alike(["class1", "class2", "x"]) == ()
+    composed, decomposed, joined = "caf\u00e9", "cafe\u0301", "ne\u200bg"
+    assert alike([composed, decomposed, "neg", joined]) == ((composed, decomposed), ("neg", joined))
 
 
 @pytest.mark.parametrize("label", ["nan", "NaN", "None", "NA", "null", "N/A", "-", "NULL", "?", "#N/A"])

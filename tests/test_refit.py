@@ -13,6 +13,8 @@ import pytest
 import torch
 
 from smoothtune import load as load_model
+from smoothtune.config.loading import load
+from smoothtune.errors import ConfigurationError
 from smoothtune.evaluation.linear_probe import STRENGTHS, ProbeTargets, choose
 from smoothtune.workflow.evaluate import evaluate_run
 from smoothtune.workflow.recipe_inputs import RecipeInputs
@@ -80,6 +82,11 @@ def test_the_recipe_asks_for_it_and_a_fine_tuned_model_is_left_alone(
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record.get("refit", []) == (["mood"] if record["recipe"]["model"] == "probe" else [])
     assert 'refit = "probes"' in (tmp_path / "run" / "experiment.toml").read_text()
+
+
+def test_where_no_stage_begins_with_probes_there_is_none_to_fit_again(tiny_encoder: Path, small_data: Path) -> None:
+    with pytest.raises(ConfigurationError, match='refit: is "probes", but no stage begins with probes'):
+        load({**table(tiny_encoder), "refit": "probes"}, data_dir=small_data)
 
 
 def test_fine_tuning_has_to_gain_more_than_the_rows_that_many_classes_hold_out() -> None:

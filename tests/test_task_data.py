@@ -125,7 +125,7 @@ def test_equal_texts_stay_on_one_side(many: Path) -> None:
 
 
 def test_swapped_pairs_stay_on_one_side(tmp_path: Path) -> None:
-    rows = [(f"one {number}", f"two  {number}", "1.5") for number in range(100)]
+    rows = [(f"one {number}", f"two  {number}", f"{1 + number % 3}.5") for number in range(100)]
     swapped = [(second.replace("  ", " "), first, score) for first, second, score in rows]
     write(tmp_path, "sts.tsv", "a b score", rows + swapped)
     data = read(tmp_path, sts=STS)["sts"]
@@ -354,3 +354,13 @@ def test_examples_hold_tokens_labels_and_lines_of_the_chosen_rows(many: Path) ->
         assert int(batch.labels[row]) == number % 3
         tokens = batch.tokens.input_ids[row][batch.tokens.mask[row]].tolist()
         assert tokens == tokenizer.encode(text).ids[:7] + tokens[-1:]
+
+
+def test_a_regression_of_one_number_has_nothing_to_learn(tmp_path: Path) -> None:
+    rows = [(f"text {number}", f"other {number}", "3.0") for number in range(8)]
+    write(tmp_path, "sts.tsv", "a b score", rows)
+    write(tmp_path, "dev.tsv", "a b score", [("x", "y", "1"), ("z", "w", "2")])
+    said = "column 'score' has only the number 3 in all 8 training rows; a regression task needs two or more"
+    assert problems(tmp_path, sts={**STS, "dev": "dev.tsv"}) == [f"sts.tsv: {said}"]
+    write(tmp_path, "sts.tsv", "a b score", [*rows, ("new", "pair", "4")])
+    assert len(read(tmp_path, sts={**STS, "dev": "dev.tsv"})["sts"].splits["train"]) == 9

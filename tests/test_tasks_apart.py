@@ -122,6 +122,8 @@ def test_the_recipe_fine_tunes_the_tasks_that_gain_and_leaves_the_others_as_prob
     assert resolved["tasks"]["mood"]["temperature"] == 1.7
     assert "temperature" not in resolved["tasks"]["same"]
     assert record.get("temperatures", {}) == ({"mood": 1.7} if steps["mood"] else {})
+    beside = json.loads((tmp_path / "run" / "evaluation.json").read_text())["baselines"].get("probe", {"tasks": {}})
+    assert set(beside["tasks"]) == {task for task, model in models.items() if model == "fine-tuned"}
     model = load_model(tmp_path / "run").network
     assert set(model.lora) == {"mood", "near"}
     for task, scores in record["stages"][-1]["before"]["dev"].items():

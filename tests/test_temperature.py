@@ -18,6 +18,7 @@ from smoothtune.evaluation.temperature import HIGHEST, fit_temperature, log_loss
 from smoothtune.nn.outputs import LinearOutput, divide_logits
 from smoothtune.workflow.train import train
 from tests.small_data import table
+from tests.test_recipe import open_table
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 TEXTS = ["the cat", "a small house", "two moon", "the star is slow"]
@@ -91,6 +92,15 @@ def test_a_run_answers_at_the_temperatures_of_its_tasks(tiny_encoder: Path, smal
     before, after = logits_by_task(tmp_path / "plain"), logits_by_task(tmp_path / "warm")
     for task, temperature in record["temperatures"].items():
         np.testing.assert_allclose(after[task], before[task] / temperature, rtol=2e-3, atol=2e-4)
+
+
+def test_a_temperature_that_is_given_holds_for_a_probe_too(
+    tiny_encoder: Path, small_data: Path, tmp_path: Path
+) -> None:
+    wanted = open_table(tiny_encoder, "mood")
+    wanted["tasks"]["mood"]["temperature"] = 3.0
+    train(wanted, data_dir=small_data, run_dir=tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["temperatures"] == {"mood": 3.0}
 
 
 def test_temperatures_change_no_step_of_training(tiny_encoder: Path, small_data: Path, tmp_path: Path) -> None:

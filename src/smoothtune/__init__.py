@@ -33,9 +33,14 @@ __all__ = ["Experiment", "Model", "Run", "SmoothtuneError", "__version__", "load
 
 
 def load(run_dir: str | Path, *, device: str = "auto", precision: str = "auto") -> Model:
-    """The trained model of a run folder or model folder. Raises `ModelFileError` when it is neither."""
+    """The trained model of a run folder or model folder. Raises `ModelFileError` when it is neither, `UsageError` for no path."""
+    from os import PathLike
+
+    from smoothtune.errors import UsageError
     from smoothtune.inference.model import Model
 
+    if not isinstance(run_dir, str | PathLike):
+        raise UsageError(f"load: got {type(run_dir).__name__}, expected the folder of a run or model")
     return Model.load(run_dir, device=device, precision=precision)
 
 

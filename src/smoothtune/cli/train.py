@@ -99,7 +99,19 @@ def _show(train: Callable[[Watcher], Run], *, per_class: bool) -> None:
         return
     assert run.evaluation is not None
     print_evaluation(run.evaluation, "dev", per_class=per_class)
+    for line in _temperatures(run):
+        say(line)
     out().print(f"model: {run.folder / 'model'}{_origin(run)}", soft_wrap=True)
+
+
+def _temperatures(run: Run) -> list[str]:
+    """A line of the temperatures that the logits are divided by, if any."""
+    from smoothtune.nn.folder import read_json
+    from smoothtune.workflow.run import STATE
+
+    numbers = read_json(run.folder / STATE).get("temperatures", {})
+    parts = ", ".join(f"{task} {number:g}" for task, number in numbers.items())
+    return [f"temperature of the probabilities: {parts}"] if parts else []
 
 
 def _origin(run: Run) -> str:

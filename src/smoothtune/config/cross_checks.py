@@ -19,6 +19,7 @@ def cross_checks(experiment: Experiment) -> list[Problem]:
     problems = [*_name_problems(experiment), *_column_problems(experiment), *_recipe_problems(experiment)]
     problems += _class_weight_problems(experiment)
     problems += [*_trunk_problems(experiment), *_weight_problems(experiment), *_adaptation_problems(experiment)]
+    problems += _refit_problems(experiment)
     for number, stage in enumerate(experiment.stages):
         path = f"stages.{number}"
         problems += _order_problems(path, stage, [earlier.name for earlier in experiment.stages[:number]])
@@ -133,6 +134,15 @@ def _stage_problems(experiment: Experiment, stage: Stage, path: str) -> Iterator
         yield from _selector_problems(experiment, stage, path)
         yield from _rate_problems(stage, path)
         yield from regulariser_problems(experiment, stage, path)
+
+
+def _refit_problems(experiment: Experiment) -> Iterator[Problem]:
+    """Probes that are to be fitted again where none is fitted at all."""
+    probes = experiment.recipe == "auto" or any(stage.init == "probe" for stage in experiment.stages)
+    if experiment.refit == "probes" and not probes:
+        yield Problem(
+            "refit", 'is "probes", but no stage begins with probes; give a stage init = "probe", or remove it'
+        )
 
 
 def _per_task_problems(stage: Stage, path: str) -> Iterator[Problem]:

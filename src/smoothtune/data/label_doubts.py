@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from unicodedata import category, normalize
 
 from smoothtune.data.values import parse_number, same_label
 
@@ -88,10 +89,11 @@ def lookalikes(counts: Mapping[str, int]) -> dict[str, str]:
 
 
 def alike(labels: Iterable[str]) -> tuple[tuple[str, ...], ...]:
-    """Groups of labels that differ in case, white space, or the spelling of a number or truth value alone."""
+    """Groups of labels that differ in case, white space, how Unicode writes a sign, or how a number or truth value is spelt."""
     groups: dict[str | float, list[str]] = {}
     for label in labels:
-        groups.setdefault(same_label(" ".join(label.casefold().split())), []).append(label)
+        plain = "".join(sign for sign in normalize("NFKC", label) if category(sign) != "Cf")  # joiners have no width
+        groups.setdefault(same_label(" ".join(plain.casefold().split())), []).append(label)
     return tuple(tuple(group) for group in groups.values() if len(group) > 1)
 
 

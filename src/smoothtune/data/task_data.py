@@ -112,7 +112,7 @@ def read_tasks(
         known = _fixed_labels(task) if labels is None else labels[name]
         fit = labels is None and known is None and task.kind != "regression"
         try:
-            found[name] = reading.task(name, task, known, fit=fit)
+            found[name] = reading.task(name, task, known, fit=fit, learn=labels is None)
         except DataError as error:
             problems += error.problems
     if problems:
@@ -148,14 +148,19 @@ class _Reading:
     hold_out: HoldOut
     class_names: bool
 
-    def task(self, name: str, task: AnyTask, labels: tuple[str, ...] | None, *, fit: bool) -> TaskData:
-        """One task; `fit`: its labels are those of the training rows. Raises `DataError` with all problems."""
+    def task(self, name: str, task: AnyTask, labels: tuple[str, ...] | None, *, fit: bool, learn: bool) -> TaskData:
+        """One task; `fit`: its labels are those of the training rows, from which a model is to `learn`.
+
+        Raises `DataError` with all problems.
+        """
         parts, problems = self._parts(name, task, fit=fit)
         if fit and "train" in parts:
             try:
                 labels = fit_labels(parts["train"].table, parts["train"].chosen)
             except DataError as error:
                 problems += error.problems
+        if learn and "train" in parts and task.kind == "regression":
+            problems += _constant_problems(parts["train"])
         if labels is not None:
             problems += _weight_problems(name, task, labels)
         splits: dict[str, Split] = {}
@@ -262,6 +267,16 @@ def _sample(train: Split, most: int | None, seed: int, name: str) -> Split:
     kept = numpy_stream(seed, "sample", name).choice(len(train), size=most, replace=False)
     left_out = {**train.left_out, SAMPLED: len(train) - most}
     return Split(train.table, train.chosen[np.sort(kept)], left_out)
+
+
+def _constant_problems(train: Split) -> list[Problem]:
+    """A regression of which all training rows, two or more, have one number: there is nothing to learn."""
+    numbers = train.table.measurements(np.float32)
+    first = numbers[train.chosen[0]] if len(train) else 0.0
+    if len(train) < 2 or any((numbers[train.chosen[rows]] != first).any() for rows in blocks(len(train))):
+        return []
+    what = f"has only the number {first:g} in all {len(train):,} training rows; a regression task needs two or more"
+    return [Problem(train.table.source.shown, f"column {train.table.spec.label!r} {what}")]
 
 
 def label_numbers(table: RowTable, task: AnyTask, labels: tuple[str, ...] | None) -> np.ndarray:

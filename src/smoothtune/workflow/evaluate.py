@@ -187,6 +187,12 @@ def _changed(folder: Path, read: Mapping[str, TaskData]) -> Iterator[str]:
     trained_on = read_json(model_folder(folder) / "provenance.json").get("data", {})
     for name, data in read.items():
         for split, part in data.splits.items():
-            known = trained_on.get(name, {}).get(split, {}).get("content")
-            if known is not None and known != part.table.source.fingerprint():
-                yield f"warning: {name}.{split}: {part.table.source.shown} has changed since this model was trained"
+            known = trained_on.get(name, {}).get(split, {})
+            shown, content, rows = part.table.source.shown, known.get("content"), known.get("rows")
+            if content is not None and content != part.table.source.fingerprint():
+                yield f"warning: {name}.{split}: {shown} has changed since this model was trained"
+            elif rows is not None and rows != len(part):
+                yield (
+                    f"warning: {name}.{split}: {shown} gives {len(part):,} rows, and gave {rows:,} when this model was trained: "
+                    "another release reads or divides it otherwise, so rows that were trained on may be among these"
+                )

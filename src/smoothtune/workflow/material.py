@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -197,8 +197,13 @@ class Material:
         set_temperatures(model, temperatures)
         return temperatures
 
-    def evaluate(self, probe_of: Path | None = None) -> tuple[Evaluation, dict[str, np.ndarray]]:
-        """The evaluation of the model on dev, beside the probe that the run in `probe_of` began with, and its logits by task."""
+    def evaluate(
+        self, probe_of: Path | None = None, probes: Collection[str] = ()
+    ) -> tuple[Evaluation, dict[str, np.ndarray]]:
+        """The evaluation of the model on dev, and its logits by task.
+
+        Tasks that are no `probes` stand beside the probe that the run in `probe_of` began with.
+        """
         with self._together.in_turn():
             dev = self._examples("dev", self.data)
         logits = logits_of(self.staged.model, dev, dtype=self.dtype)
@@ -206,7 +211,8 @@ class Material:
         baselines: Baselines | None = None
         if probe_of is not None:
             encoder = load_encoder(self._checkpoint, self.experiment.encoder).to(self.device)
-            answered = probe_answers(probe_of, self.experiment, encoder, self._labels, dev, self.dtype)
+            tuned = {name: part for name, part in dev.items() if name not in probes}
+            answered = probe_answers(probe_of, self.experiment, encoder, self._labels, tuned, self.dtype)
             baselines = {PROBE_BASELINE: answered}
         return evaluation_of(answers, self._labels, largest=self.largest_classes(), baselines=baselines), logits
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from smoothtune.config.experiment import Experiment
@@ -15,24 +15,39 @@ _ADVICE = "give another file"
 _STDIN, _STDOUT = 0, 1
 
 
-def check_outputs(outputs: Mapping[str, Path | None], source: Path | None, run: Path) -> None:
+def check_outputs(
+    outputs: Mapping[str, Path | None], source: Path | None, run: Path, data: Collection[Path] = ()
+) -> None:
     """Raise `UsageError` where an output, by option, is the `source` (/dev/stdin: stdin), part of the `run`, or another output.
 
-    Files are compared by identity, so that links count; without an `--out` the answers go to stdout.
+    Nor may it be one of the files of `data` that the run read, or something else than a plain file. Files are compared by
+    identity, so that links count; without an `--out` the answers go to stdout.
     """
     files = {option: path for option, path in outputs.items() if path is not None}
     for option, path in files.items():
         if path.is_dir():
             raise UsageError(f"{option} {path}: is a folder; {_ADVICE}")
+        if path.exists() and (not path.is_file() or _is_open(path, _STDOUT)):
+            raise UsageError(
+                f"{option} {path}: is a device, a pipe or stdout, not a plain file; leave out --out for stdout"
+            )
         if _is_source(path, source):
             raise UsageError(f"{option} {path}: is the input or inside it, which would be overwritten; {_ADVICE}")
         if _of_run(path, run):
             raise UsageError(f"{option} {path}: is a file of the run {run}, which would be overwritten; {_ADVICE}")
+        if any(_same(path, file) for file in data):
+            raise UsageError(f"{option} {path}: is a data file of the run {run}, which would be overwritten; {_ADVICE}")
     for option, other in _pairs(files):
         if _same(files[option], files[other]):
             raise UsageError(f"{other} {files[other]}: is the file of {option} too; {_ADVICE}")
     if outputs.get("--out") is None and source is not None and _is_open(source, _STDOUT):
         raise UsageError(f"stdout: goes into the input {source}, which would never end; {_ADVICE}")
+
+
+def data_files(experiment: Experiment) -> list[Path]:
+    """The files and folders that an experiment names as data."""
+    named = [getattr(task, split) for task in experiment.tasks.values() for split in ("train", "dev", "test")]
+    return [Path(name) for name in named if isinstance(name, str) and Path(name).exists()]
 
 
 def check_run_folder(run_dir: Path, experiment: Experiment) -> None:

@@ -23,8 +23,9 @@ from smoothtune.runtime.kernels.building import notes
 from smoothtune.types import Input
 from smoothtune.workflow.answer_file import answer_writer, format_of, opened
 from smoothtune.workflow.empty_rows import Asked, Row
-from smoothtune.workflow.overwriting import check_outputs
-from smoothtune.workflow.stage_folders import model_of
+from smoothtune.workflow.overwriting import check_outputs, data_files
+from smoothtune.workflow.run import EXPERIMENT
+from smoothtune.workflow.stage_folders import experiment_of, model_of
 
 STDIN_FORMATS: dict[str, SourceKind] = {"tsv": "tsv", "csv": "csv", "jsonl": "jsonl"}
 
@@ -72,7 +73,8 @@ def predict_file(
     given = _source(source, input_form)
     if report is None and out is not None:
         report = out.with_name(f"{out.name}.report.json")
-    check_outputs({"--out": out, "--report": report}, given.path, run)
+    check_outputs({"--out": out, "--report": report}, given.path, run, _data_of(run))
+    out, report = _behind(out), _behind(report)
     set_threads(None)
     keep_memory_mapped()
     model = Model.load(model_of(run, stage), precision=precision)
@@ -160,6 +162,16 @@ def _answer_columns(answers: dict[str, Predictions], with_probabilities: bool) -
         if with_probabilities and found.probabilities is not None:
             columns += found.probabilities.round(6).T.tolist()
     return columns
+
+
+def _behind(path: Path | None) -> Path | None:
+    """The file that a link leads to, so that the link stays one; other paths as they are."""
+    return path.resolve() if path is not None and path.is_symlink() else path
+
+
+def _data_of(run: Path) -> list[Path]:
+    """The data files of a run; none of a model folder alone."""
+    return data_files(experiment_of(run)) if (run / EXPERIMENT).is_file() else []
 
 
 def _write_report(path: Path, done: Predicted, tasks: Sequence[str]) -> None:

@@ -73,7 +73,9 @@ def choose_recipe(inputs: RecipeInputs, listen: Callable[[Choosing], None]) -> R
         experiment = experiment.model_copy(update={"lora": LORA})
     plan = StagePlan({name: choice.features for name, choice in choices.items()}, apart, inputs.processes)
     stages, trial = _stages(inputs, experiment, plan, listen)
-    return _recipe(_with_temperatures(experiment, stages, trial), inputs, Choice(choices, stages, trial))
+    warm = _with_temperatures(experiment, stages, trial)
+    names = tuple(name for name, task in warm.tasks.items() if task != experiment.tasks[name])
+    return _recipe(warm, inputs, Choice(choices, stages, trial, names))
 
 
 def takes_lora(encoder: Encoder) -> bool:
@@ -108,7 +110,8 @@ def _listen(listen: Callable[[Choosing], None], done: int, total: int) -> None:
 
 
 def _recipe(experiment: Experiment, inputs: RecipeInputs, choice: Choice) -> Recipe:
-    refit = {} if "refit" in experiment.model_fields_set else {"refit": "probes"}
+    given = "refit" in experiment.model_fields_set or all(stage.init is None for stage in choice.stages)
+    refit = {} if given else {"refit": "probes"}
     experiment = experiment.model_copy(update={"recipe": "none", "stages": choice.stages, **refit})
     return Recipe(experiment, choice_record(inputs, choice), tuple(sentences(inputs, choice)))
 

@@ -15,11 +15,15 @@ from smoothtune.workflow.trial import Comparison, Trial
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The trunks by task, the stages, and the trial that decided between probe and fine-tuning, None where there was none."""
+    """The trunks by task, the stages, and the trial that decided between probe and fine-tuning, None where there was none.
+
+    `temperatures` are the tasks whose temperature was chosen too: it is of the fine-tuned model, and not of its probe.
+    """
 
     trunks: Mapping[str, TrunkChoice]
     stages: tuple[Stage, ...]
     trial: Trial | None
+    temperatures: tuple[str, ...] = ()
 
     @property
     def tuned(self) -> tuple[str, ...]:
@@ -47,6 +51,7 @@ def choice_record(inputs: RecipeInputs, choice: Choice) -> dict[str, Any]:
         "name": "auto",
         "tasks": tasks,
         "steps": choice.stages[-1].stop.max_steps,
+        "temperatures": list(choice.temperatures),
         "cross_validation": None if choice.trial is None else choice.trial.to_json(),
     }
 

@@ -277,7 +277,7 @@ class TrainingRun:
     def _finish(self, *, interrupted: bool) -> Run:
         """The model, then its evaluation, which Ctrl-C may end."""
         if not interrupted:
-            self._told.temperatures = self.material.set_temperatures(self._probes())
+            self._told.temperatures = self.material.set_temperatures(self._without_temperature())
         facts = self._told.facts(self.material, interrupted=interrupted)
         with self._together.agreeing():
             if self._writes:
@@ -287,7 +287,7 @@ class TrainingRun:
         try:
             if not interrupted:
                 with self._interruptible():
-                    evaluation, logits = self.material.evaluate(self._probe_beside())
+                    evaluation, logits = self.material.evaluate(self._probe_beside(), self._told.probes())
         except KeyboardInterrupt:
             interrupted, evaluation = True, None
         table = None if evaluation is None else evaluation.to_json()
@@ -314,9 +314,10 @@ class TrainingRun:
                 self.material.write_model(self.folder / MODEL, {**facts, "refit": list(tasks)})
         return {"refit": list(tasks)}
 
-    def _probes(self) -> tuple[str, ...]:
-        """The tasks that the recipe left as probes."""
-        return () if self._recipe is None else self._told.probes()
+    def _without_temperature(self) -> tuple[str, ...]:
+        """The tasks that are still probes, and whose temperature the recipe chose for the fine-tuned model."""
+        chosen = () if self._recipe is None else self._recipe.get("temperatures", self._told.probes())
+        return tuple(task for task in self._told.probes() if task in chosen)
 
     def _probe_beside(self) -> Path | None:
         """The run's folder, where it holds a probe that the model is not: the probe is then a baseline."""
