@@ -16,7 +16,7 @@ import smoothtune
 from smoothtune import cache
 from smoothtune.cache import SUMS, aside, fetched, opened, read_record, settle, write_record
 from smoothtune.cli.main import app
-from smoothtune.errors import UsageError
+from smoothtune.errors import SmoothtuneError, UsageError
 from smoothtune.files import NoCacheError, WriteError, cache_folder
 from smoothtune.training.stage_events import StageEpoch
 from smoothtune.workflow.train import resume, train
@@ -317,6 +317,23 @@ def test_a_cache_that_goes_during_a_run_is_made_again(
     assert told
     assert all(line.endswith("has gone since it was read; it is made again") for line in told)
     assert json.loads((trained / "run.json").read_text())["cache"] == []
+
+
+@pytest.mark.parametrize("name", ["0.ids", "0.offsets"])
+def test_an_entry_that_is_changed_in_place_during_a_run_leaves_no_model(
+    tiny_encoder: Path, small_data: Path, own_cache: Path, tmp_path: Path, name: str
+) -> None:
+    def zero() -> None:
+        paths = list(own_cache.rglob(f"tokens-*/{name}"))
+        assert paths
+        for path in paths:
+            with path.open("r+b") as file:
+                file.write(bytes(path.stat().st_size))
+
+    run, wanted = tmp_path / "run", table(tiny_encoder, stop={"max_epochs": 3})
+    with pytest.raises(SmoothtuneError, match=r"tokens-\w+: was changed on disk while the run read it"):
+        train(wanted, data_dir=small_data, run_dir=run, listen=After(1, zero))
+    assert not (run / "model").exists()
 
 
 def test_a_cache_that_goes_and_cannot_be_made_again_ends_in_a_line_and_the_run_can_be_resumed(

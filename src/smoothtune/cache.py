@@ -133,6 +133,28 @@ def read_record(path: Path) -> Any | None:
         return None
 
 
+def altered() -> tuple[Path, ...]:
+    """The entries that this process has read and whose files something has changed in place since.
+
+    What was mapped of them may be wrong. A file that was replaced or removed is none of them: its mapping is as it was.
+    """
+    return tuple(entry for entry, stamps in tuple(_compared.items()) if _altered(entry, stamps))
+
+
+def _altered(entry: Path, stamps: _Stamps) -> bool:
+    try:
+        now = _stamps(entry, _sums(entry))
+    except (OSError, ValueError):
+        return False
+    if not any(old[:2] == new[:2] and old != new for old, new in zip(stamps, now, strict=False)):
+        return False
+    try:
+        _compare(entry)  # it may only have been touched
+    except (OSError, ValueError):
+        return True
+    return False
+
+
 def reports() -> tuple[str, ...]:
     """The lines about damaged and vanished entries that this process has logged."""
     return tuple(_reports)

@@ -21,7 +21,7 @@ from smoothtune.data.delimited import (
 )
 from smoothtune.data.hub import load_through_datasets
 from smoothtune.data.source import Flaw, Record, Remark, Source
-from smoothtune.data.values import cell_text
+from smoothtune.data.values import cell_text, is_unicode
 from smoothtune.errors import DataError, Problem
 
 if TYPE_CHECKING:
@@ -193,17 +193,9 @@ def _record(line: int, cells: Sequence[object], columns: Sequence[str]) -> Recor
         text = cell_text(cell)
         if text is None:
             return Flaw("not text", line, f"column {column!r} holds a {type(cell).__name__}, not text or a number")
-        if not _is_unicode(text):
+        if not is_unicode(text):
             return Flaw("not UTF-8", line, f"column {column!r} has half of a surrogate pair; write whole characters")
         values.append(text)
     if len(values) > 1 and values == list(columns):
         return Flaw("header", line, HEADER_AGAIN)
     return Record(line, tuple(values))
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

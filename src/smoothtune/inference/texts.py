@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from smoothtune.data.values import is_unicode
 from smoothtune.errors import UsageError
 
 Texts = Iterable[str] | Iterable[Sequence[str]]
@@ -29,18 +30,10 @@ def checked_rows(task: str, texts: Texts, wanted: int) -> Iterator[tuple[str, ..
         if len(row) != wanted or not all(isinstance(text, str) for text in row):
             form = "a string" if wanted == 1 else "two strings"
             raise UsageError(f"task {task!r}, text {number}: expected {form}, got {item!r}")
-        if not all(text.isascii() or _is_unicode(text) for text in row):
+        if not all(text.isascii() or is_unicode(text) for text in row):
             raise UsageError(
                 f"task {task!r}, text {number}: has half of a surrogate pair, got {item!r}; give whole characters"
             )
         if not all(text.strip() for text in row):
             raise UsageError(f"task {task!r}, text {number}: is empty, got {item!r}; give a text or leave it out")
         yield tuple(map(str, row))
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -13,7 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from smoothtune.errors import ElsewhereError, NotFiniteError, OneProcessError, TerminatedError, TrainingError
+from smoothtune import cache
+from smoothtune.errors import (
+    ElsewhereError,
+    NotFiniteError,
+    OneProcessError,
+    SmoothtuneError,
+    TerminatedError,
+    TrainingError,
+)
 from smoothtune.files import WriteError
 from smoothtune.nn.folder import read_json
 from smoothtune.runtime import processes
@@ -176,6 +184,7 @@ class TrainingRun:
                 self._current.restore()
             return True
         except TrainingError as error:
+            self._check_cache()  # before advice on rates, which would be no help
             if not self._writes:
                 raise
             raise type(error)(f"{error}; {self._keep_failed(str(error))}") from None
@@ -276,6 +285,7 @@ class TrainingRun:
 
     def _finish(self, *, interrupted: bool) -> Run:
         """The model, then its evaluation, which Ctrl-C may end."""
+        self._check_cache()
         if not interrupted:
             self._told.temperatures = self.material.set_temperatures(self._without_temperature())
         facts = self._told.facts(self.material, interrupted=interrupted)
@@ -313,6 +323,15 @@ class TrainingRun:
             if self._writes:
                 self.material.write_model(self.folder / MODEL, {**facts, "refit": list(tasks)})
         return {"refit": list(tasks)}
+
+    def _check_cache(self) -> None:
+        """Raise `SmoothtuneError` where the entries that the run has read were changed under it: no model is written then."""
+        entries = cache.altered()
+        if entries:
+            raise SmoothtuneError(
+                f"{entries[0]}: was changed on disk while the run read it, so what the run has learned may be wrong; "
+                f"train again into another folder, and leave {self.folder} alone"
+            )
 
     def _without_temperature(self) -> tuple[str, ...]:
         """The tasks that are still probes, and whose temperature the recipe chose for the fine-tuned model."""
