@@ -385,11 +385,14 @@ def test_a_merged_model_answers_alike_and_leaves_its_origin_as_it_is(three: Prep
     assert {name.partition(".")[0] for name in changed(three.model, before)} == {"encoder"}
     np.testing.assert_allclose(logits(three, "mood"), expected, rtol=1e-5, atol=1e-5)
     for wrong, message in (
-        (lambda: logits(three, "near"), "task 'near': the LoRA of 'mood' is merged into the encoder; unmerge it first"),
-        (lambda: three.model.merge("same"), "merge: the LoRA of 'mood' is merged already; unmerge it first"),
+        (
+            lambda: logits(three, "near"),
+            "task 'near': the LoRA of 'mood' is merged; no other task answers inside `merged`",
+        ),
+        (lambda: three.model.merge("same"), "merge: the LoRA of 'mood' is merged already; leave that `merged` first"),
         (
             lambda: write(three, tmp_path / "model", lora=MIXED_LORA, adapters=MIXED_ADAPTERS),
-            f"{tmp_path / 'model'}: the LoRA of task 'mood' is merged into the encoder; unmerge it, then write",
+            f"{tmp_path / 'model'}: the LoRA of task 'mood' is merged into the encoder; write outside `merged`",
         ),
     ):
         with pytest.raises(UsageError) as caught:
@@ -415,7 +418,7 @@ def test_a_model_is_merged_for_a_while_and_left_as_it_was(three: Prepared, tmp_p
     for wrong, inside, message in (
         ("moood", "mood", "this model has no task 'moood'; its tasks: mood, same, near"),
         ("near", "mood", "merge: task 'near' has no LoRA; tasks that have: mood, same"),
-        ("mood", "same", "task 'same': the LoRA of 'mood' is merged into the encoder; unmerge it first"),
+        ("mood", "same", "task 'same': the LoRA of 'mood' is merged; no other task answers inside `merged`"),
     ):
         with pytest.raises(UsageError) as caught, model.merged(wrong):
             model.predict(inside, TEXTS[inside])

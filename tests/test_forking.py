@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -94,7 +95,19 @@ def test_a_lock_is_taken_several_times_by_one_thread_and_renewed() -> None:
     lock = ProcessLock()
     with lock, lock:
         pass
-    lock._lock.acquire()
+    held = lock._lock
+    held.acquire()
     lock.renew()
+    assert lock._lock is not held
     with lock:
-        pass
+        assert not _free_for_others(lock)
+    assert _free_for_others(lock)
+
+
+def _free_for_others(lock: ProcessLock) -> bool:
+    """Whether another thread could take it."""
+    with ThreadPoolExecutor(1) as pool:
+        taken = pool.submit(lock._lock.acquire, blocking=False).result()
+        if taken:
+            pool.submit(lock._lock.release).result()
+    return taken

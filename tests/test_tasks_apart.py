@@ -168,3 +168,23 @@ def test_the_recipe_of_several_tasks_says_which_model_is_whose(
         assert "(same: the linear probe; mood: fine-tuned from the linear probe)" in result.output
     else:
         assert "(mood, same: the linear probe)" in result.output
+
+
+def test_lora_of_the_recipe_may_be_given(tiny_encoder: Path, small_data: Path) -> None:
+    given = {**open_table(tiny_encoder, *TASKS), "lora": {"rank": 2, "targets": ["query"]}}
+    assert load(given, data_dir=small_data).experiment.lora.rank == 2
+    alone = {**open_table(tiny_encoder, "mood"), "lora": {"rank": 2}}
+    with pytest.raises(
+        ConfigurationError, match="lora: is read only by stages that train it, and the recipe of one task"
+    ):
+        load(alone, data_dir=small_data)
+
+
+def test_the_recipe_takes_the_lora_that_is_given(
+    tiny_encoder: Path, small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decide(monkeypatch, "mood")
+    given = {**open_table(tiny_encoder, "mood", "same"), "lora": {"rank": 2, "targets": ["query"]}}
+    train(given, data_dir=small_data, run_dir=tmp_path / "run")
+    lora = load_model(tmp_path / "run").network.lora["mood"]
+    assert (lora.options.rank, lora.options.targets) == (2, ("query",))

@@ -103,6 +103,20 @@ def test_a_temperature_that_is_given_holds_for_a_probe_too(
     assert json.loads((tmp_path / "run" / "run.json").read_text())["temperatures"] == {"mood": 3.0}
 
 
+def test_a_probe_that_is_fitted_again_keeps_its_temperature(
+    tiny_encoder: Path, small_data: Path, tmp_path: Path
+) -> None:
+    weights = []
+    for temperature in (1.0, 4.0):
+        wanted = table(tiny_encoder, init="probe", train=["outputs"], stop={"max_steps": 0})
+        wanted["tasks"]["mood"] |= {"dev": 0.2, "temperature": temperature}
+        folder = tmp_path / str(temperature)
+        train({**wanted, "refit": "probes"}, data_dir=small_data, run_dir=folder)
+        assert json.loads((folder / "run.json").read_text())["refit"] == ["mood"]
+        weights.append(load_model(folder).network.state_dict()["outputs.mood.linear.weight"])
+    torch.testing.assert_close(weights[0] / 4, weights[1])
+
+
 def test_temperatures_change_no_step_of_training(tiny_encoder: Path, small_data: Path, tmp_path: Path) -> None:
     lines = []
     for name, value in (("plain", None), ("warm", 3.0)):

@@ -89,13 +89,15 @@ def _adaptation_problems(experiment: Experiment) -> Iterator[Problem]:
     """Options of LoRA or adapters that no stage trains, whatever they say."""
     parts: tuple[Literal["lora", "adapters"], ...] = ("lora", "adapters")
     for part in parts:
-        if part in experiment.model_fields_set and not experiment.adapts(part):
+        read_by_recipe = part == "lora" and experiment.recipe == "auto" and len(experiment.tasks) > 1
+        if part in experiment.model_fields_set and not experiment.adapts(part) and not read_by_recipe:
             yield Problem(part, f"is read only by stages that train it, and {_none_does(experiment, part)}")
 
 
 def _none_does(experiment: Experiment, part: str) -> str:
     if experiment.recipe == "auto":
-        return f'the recipe trains none; write [[stages]] with "{part}" in `train`'
+        of = "of one task " if part == "lora" else ""
+        return f'the recipe {of}trains none; write [[stages]] with "{part}" in `train`'
     return f'none does; add "{part}" to a stage\'s `train`'
 
 

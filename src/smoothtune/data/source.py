@@ -23,7 +23,7 @@ from smoothtune.data.hub import check_files, load_through_datasets
 from smoothtune.errors import DataError, Problem
 
 SourceKind = Literal["tsv", "csv", "jsonl", "parquet", "saved", "hub"]
-_SUFFIXES: dict[str, SourceKind] = {
+SUFFIXES: dict[str, SourceKind] = {
     ".tsv": "tsv",
     ".csv": "csv",
     ".jsonl": "jsonl",
@@ -138,9 +138,9 @@ def _packaged_source(text: str) -> Source:
 def _path_source(shown: str, text: str, base: Path) -> Source:
     path = (base / Path(text).expanduser()).resolve()
     if path.is_file():
-        if path.suffix.lower() not in _SUFFIXES:
-            _fail(shown, f"cannot read a {path.suffix or 'nameless'} file; use one of {', '.join(_SUFFIXES)}")
-        return Source(_SUFFIXES[path.suffix.lower()], shown, path)
+        if path.suffix.lower() not in SUFFIXES:
+            _fail(shown, f"cannot read a {path.suffix or 'nameless'} file; use one of {', '.join(SUFFIXES)}")
+        return Source(SUFFIXES[path.suffix.lower()], shown, path)
     if path.is_dir():
         return _saved_source(shown, path, None)
     head, _, split = text.rpartition(":")

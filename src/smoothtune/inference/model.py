@@ -5,12 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -23,8 +21,10 @@ from smoothtune.data.batching import Examples
 from smoothtune.data.tokenising import TokenColumn, encode, in_memory, load_tokenizer, windows
 from smoothtune.errors import ModelFileError, UsageError
 from smoothtune.inference.answering import answer_tasks, decide, probabilities
+from smoothtune.inference.merged_networks import merged_here, network_here
 from smoothtune.inference.mixed import answer_mixed
 from smoothtune.inference.precision import PRECISIONS, Groups, Precision, measured, without_measuring
+from smoothtune.inference.predictions import Predictions
 from smoothtune.inference.texts import Texts, checked_rows
 from smoothtune.nn.folder import read_model_folder
 from smoothtune.nn.model import MultiTaskModel
@@ -35,22 +35,6 @@ from smoothtune.types import Input, Kind
 WINDOW = 4096
 Rows = list[tuple[str, ...]]
 _deciding = ProcessLock()
-# By the `id` of a model that is merged in this context.
-_merged_networks: ContextVar[Mapping[int, MultiTaskModel]] = ContextVar(
-    "smoothtune_merged", default=MappingProxyType({})
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Predictions:
-    """Answers in the order of the texts.
-
-    `values` are labels (text), or numbers for regression; `probabilities` (N, C) go with `labels`, None for regression.
-    """
-
-    values: list[str] | list[float]
-    labels: tuple[str, ...] | None
-    probabilities: np.ndarray | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +103,7 @@ class Model:
     @property
     def network(self) -> MultiTaskModel:
         """The modules that compute; inside `merged` those with the LoRA in their weights."""
-        return _merged_networks.get().get(id(self), self._unmerged)
+        return network_here(self._unmerged)
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -192,13 +176,8 @@ class Model:
         LoRA, and while one is merged.
         """
         self._check((task,))
-        network = self.network.merge(task)
-        _merged_networks.set({**_merged_networks.get(), id(self): network})
-        try:
+        with merged_here(self._unmerged, task):
             yield self
-        finally:
-            networks = _merged_networks.get()
-            _merged_networks.set({key: network for key, network in networks.items() if key != id(self)})
 
     def predict_probabilities(self, task: str, texts: Texts, *, batch_size: int | None = None) -> np.ndarray:
         """Class probabilities (N, C), columns in the order of `labels[task]`. Raises `UsageError` for a regression."""

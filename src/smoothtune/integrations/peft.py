@@ -47,7 +47,9 @@ def export(model: Model, task: str, folder: str | Path) -> Exported:
     network, target = model.network, Path(folder)
     model.kind(task)
     if network.merged is not None:
-        raise UsageError(f"export: the LoRA of task {network.merged!r} is merged into the encoder; unmerge it first")
+        raise UsageError(
+            f"export: the LoRA of task {network.merged!r} is merged into the encoder; export outside `merged`"
+        )
     if task not in network.lora:
         raise UsageError(f"export: task {task!r} has no LoRA; tasks that have: {', '.join(network.lora) or 'none'}")
     if target.exists():

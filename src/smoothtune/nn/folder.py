@@ -60,7 +60,7 @@ def write_model_folder(
     """
     if model.merged is not None:
         raise UsageError(
-            f"{folder}: the LoRA of task {model.merged!r} is merged into the encoder; unmerge it, then write"
+            f"{folder}: the LoRA of task {model.merged!r} is merged into the encoder; write outside `merged`"
         )
     with folder_aside(folder) as aside:
         table = config.model_dump(mode="json", exclude_none=True)

@@ -188,7 +188,7 @@ class MultiTaskModel(nn.Module):
         if self._merged is not None:
             if self._merged != task:
                 raise UsageError(
-                    f"task {task!r}: the LoRA of {self._merged!r} is merged into the encoder; unmerge it first"
+                    f"task {task!r}: the LoRA of {self._merged!r} is merged; no other task answers inside `merged`"
                 )
             lora = None  # it is in the weights
         return Adaptation(lora, self.adapters.find(task))
@@ -211,7 +211,7 @@ class MultiTaskModel(nn.Module):
         is merged already.
         """
         if self._merged is not None:
-            raise UsageError(f"merge: the LoRA of {self._merged!r} is merged already; unmerge it first")
+            raise UsageError(f"merge: the LoRA of {self._merged!r} is merged already; leave that `merged` first")
         if task not in self.lora:
             raise UsageError(f"merge: task {task!r} has no LoRA; tasks that have: {', '.join(self.lora) or 'none'}")
         parts = (self.trunks, self.outputs, self.lora, self.adapters)

@@ -12,19 +12,12 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any, Protocol, cast
 
+from smoothtune.data.source import SUFFIXES
 from smoothtune.errors import UsageError
 from smoothtune.files import WriteError
 from smoothtune.terminal_text import shown
 
 FORMATS = ("tsv", "csv", "jsonl", "parquet")
-_SUFFIXES = {
-    ".tsv": "tsv",
-    ".csv": "csv",
-    ".jsonl": "jsonl",
-    ".jsonlines": "jsonl",
-    ".json": "jsonl",
-    ".parquet": "parquet",
-}
 
 
 def format_of(out: Path | None, form: str | None) -> str:
@@ -38,7 +31,7 @@ def format_of(out: Path | None, form: str | None) -> str:
         if form == "parquet":
             raise UsageError("--format parquet: is not for stdout; name a file with --out FILE.parquet")
         return form or "tsv"
-    by_suffix = _SUFFIXES.get(out.suffix.lower())
+    by_suffix = SUFFIXES.get(out.suffix.lower())
     if form is None and by_suffix is None:
         suffixes = ", ".join(dict.fromkeys(f".{name}" for name in FORMATS))
         raise UsageError(f"--out {out}: the suffix names no format; end it in one of {suffixes}, or give --format")

@@ -173,12 +173,16 @@ class Material:
         rows = {name: probe_rows(examples, self.data[name]) for name, examples in train.items()}
         set_probes(self.staged.model, rows, dtype=dtype, seed=self.experiment.seed)
 
-    def refit(self, tasks: Iterable[str]) -> tuple[str, ...]:
-        """Fit the probes of those `tasks` that hold out dev rows again, on these too; which ones they are."""
+    def refit(self, tasks: Iterable[str], temperatures: Mapping[str, float]) -> tuple[str, ...]:
+        """Fit the probes of those `tasks` that hold out dev rows again, on these too; which ones they are.
+
+        They answer at their `temperatures` as before.
+        """
         held_out = [name for name in tasks if not isinstance(self.data[name].task.dev, str)]
         rows = {name: self._probe_rows(with_dev_rows(self.data[name])) for name in held_out}
         if rows:
             set_probes(self.staged.model, rows, dtype=self.dtype, seed=self.experiment.seed)
+            set_temperatures(self.staged.model, {name: temperatures[name] for name in rows if name in temperatures})
         return tuple(rows)
 
     def _probe_rows(self, data: TaskData) -> ProbeRows:

@@ -16,8 +16,9 @@ from smoothtune.data.source import Flaw, Record, Remark, Source, SourceKind, res
 from smoothtune.data.text_counts import TextCounts
 from smoothtune.errors import DataError, Problem, UsageError
 from smoothtune.files import write_text
-from smoothtune.inference.model import Model, Predictions
+from smoothtune.inference.model import Model
 from smoothtune.inference.precision import Precision
+from smoothtune.inference.predictions import Predictions
 from smoothtune.runtime.device import keep_memory_mapped, set_threads
 from smoothtune.runtime.kernels.building import notes
 from smoothtune.types import Input

@@ -13,12 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from smoothtune import cache
 from smoothtune.errors import (
     ElsewhereError,
     NotFiniteError,
     OneProcessError,
-    SmoothtuneError,
     TerminatedError,
     TrainingError,
 )
@@ -37,6 +35,7 @@ from smoothtune.workflow.dev_predictions import remove_dev_predictions, write_de
 from smoothtune.workflow.earlier import Earlier
 from smoothtune.workflow.evaluation import Evaluation
 from smoothtune.workflow.events import Event, Interrupting, Resumed, RunBegin, RunEnd
+from smoothtune.workflow.final_model import FinalModel, check_cache
 from smoothtune.workflow.frozen import Encoding, FrozenStates
 from smoothtune.workflow.kept_stages import check_kept, sums_of
 from smoothtune.workflow.material import Begun, Material
@@ -184,7 +183,7 @@ class TrainingRun:
                 self._current.restore()
             return True
         except TrainingError as error:
-            self._check_cache()  # before advice on rates, which would be no help
+            check_cache(self.folder)  # before advice on rates, which would be no help
             if not self._writes:
                 raise
             raise type(error)(f"{error}; {self._keep_failed(str(error))}") from None
@@ -285,24 +284,19 @@ class TrainingRun:
 
     def _finish(self, *, interrupted: bool) -> Run:
         """The model, then its evaluation, which Ctrl-C may end."""
-        self._check_cache()
-        if not interrupted:
-            self._told.temperatures = self.material.set_temperatures(self._without_temperature())
-        facts = self._told.facts(self.material, interrupted=interrupted)
-        with self._together.agreeing():
-            if self._writes:
-                self.material.write_model(self.folder / MODEL, facts)
+        final = FinalModel(self.material, self.folder, self._told)
+        facts = final.write(interrupted=interrupted)
         evaluation: Evaluation | None = None
         logits: dict[str, np.ndarray] = {}
         try:
             if not interrupted:
                 with self._interruptible():
-                    evaluation, logits = self.material.evaluate(self._probe_beside(), self._told.probes())
+                    evaluation, logits = final.evaluate()
         except KeyboardInterrupt:
             interrupted, evaluation = True, None
         table = None if evaluation is None else evaluation.to_json()
         if evaluation is not None:
-            facts |= self._refit(facts)
+            facts |= final.refit(facts)
         with self._together.agreeing():
             if self._writes:
                 self._write_end({**facts, "interrupted": interrupted}, table, logits)
@@ -312,36 +306,6 @@ class TrainingRun:
         else:
             self.listen(RunEnd(run, evaluation.scores, undefined(evaluation.answers)))
         return run
-
-    def _refit(self, facts: dict[str, Any]) -> dict[str, Any]:
-        """Fit the probes on dev rows too, now that these are scored, and write the model again; what `run.json` says of it."""
-        probes = self._told.probes() if self.experiment.refit == "probes" else ()
-        tasks = self.material.refit(probes)
-        if not tasks:
-            return {}
-        with self._together.agreeing():
-            if self._writes:
-                self.material.write_model(self.folder / MODEL, {**facts, "refit": list(tasks)})
-        return {"refit": list(tasks)}
-
-    def _check_cache(self) -> None:
-        """Raise `SmoothtuneError` where the entries that the run has read were changed under it: no model is written then."""
-        entries = cache.altered()
-        if entries:
-            raise SmoothtuneError(
-                f"{entries[0]}: was changed on disk while the run read it, so what the run has learned may be wrong; "
-                f"train again into another folder, and leave {self.folder} alone"
-            )
-
-    def _without_temperature(self) -> tuple[str, ...]:
-        """The tasks that are still probes, and whose temperature the recipe chose for the fine-tuned model."""
-        chosen = () if self._recipe is None else self._recipe.get("temperatures", self._told.probes())
-        return tuple(task for task in self._told.probes() if task in chosen)
-
-    def _probe_beside(self) -> Path | None:
-        """The run's folder, where it holds a probe that the model is not: the probe is then a baseline."""
-        kept = (self.folder / PROBE).is_dir() and len(self._told.probes()) < len(self.experiment.tasks)
-        return self.folder if kept else None
 
     def _write_end(
         self, facts: dict[str, Any], evaluation: dict[str, Any] | None, logits: dict[str, np.ndarray]
