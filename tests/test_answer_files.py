@@ -83,7 +83,7 @@ def test_an_output_that_is_the_input_is_refused(
     with pytest.raises(UsageError) as error:
         predict_file(run, ["mood"], str(source), **{"out": None, key: out})
     assert str(error.value) == (
-        f"{option} {out}: is the input or inside it, which would be overwritten; give another file"
+        f"{option} {out}: is the input, or lies inside it: the answers would destroy it; give another file"
     )
     assert source.read_bytes() == before
 
@@ -150,7 +150,7 @@ def test_an_output_inside_a_saved_data_set_is_refused(run: Path, tmp_path: Path)
     from datasets import Dataset
 
     Dataset.from_dict({"text": TEXTS}).save_to_disk(str(tmp_path / "saved"))
-    with pytest.raises(UsageError, match="is the input or inside it"):
+    with pytest.raises(UsageError, match="is the input, or lies inside it"):
         predict_file(run, ["mood"], str(tmp_path / "saved"), tmp_path / "saved" / "answers.tsv")
 
 

@@ -77,7 +77,9 @@ def test_files_that_have_changed_since_training_are_named(run: Run, data: Path) 
         for split in ("dev", "train")
     )
     row = f"{data / 'near.dev.tsv'}:{ROWS['dev'] + 2} at {data / 'near.train.tsv'}:{ROWS['train'] + 2}"
-    trained = f"warning: near: 1 of {ROWS['dev'] + 1} rows stands in the training data of this run, e.g. {row}"
+    trained = (
+        f"warning: near: 1 of {ROWS['dev'] + 1} rows was used to train this run: the score is too high, e.g. {row}"
+    )
     assert evaluate_run(run.folder).notes == (dev, trained)
     assert set(evaluate_run(run.folder, with_words_alone=True).notes) == {dev, training, trained}
     result = CliRunner().invoke(app, ["evaluate", str(run.folder), "--json"], catch_exceptions=False)
@@ -112,7 +114,7 @@ def test_rows_that_were_trained_on_are_counted_in_files_and_splits(run: Run, dat
     new.write_text("\n".join([header, "the cat and one more dog\tbeast", second, f"  {first}"]) + "\n")
     (note,) = evaluate_run(run.folder, data=[f"mood={new}"]).notes
     assert note == (
-        f"warning: mood: 2 of 3 rows stand in the training data of this run, e.g. {new}:3 at {train_file}:3"
+        f"warning: mood: 2 of 3 rows were used to train this run: the score is too high, e.g. {new}:3 at {train_file}:3"
     )
     assert evaluate_run(run.folder, split="train").notes == ()
     result = CliRunner().invoke(app, ["evaluate", str(run.folder), "--data", f"mood={new}"], catch_exceptions=False)

@@ -59,7 +59,7 @@ def test_evaluate_says_that_the_dev_rows_were_trained_on(tiny_encoder: Path, sma
     for name, refit in (("again", "probes"), ("part", "none")):
         train(probes(tiny_encoder, 0.2, refit), data_dir=small_data, run_dir=tmp_path / name)
     notes = ["\n".join(evaluate_run(tmp_path / name).notes) for name in ("again", "part")]
-    assert "warning: mood: 8 of 8 rows stand in the training data of this run" in notes[0]
+    assert "warning: mood: 8 of 8 rows were used to train this run" in notes[0]
     assert "8 of 8 rows" not in notes[1]
     assert json.loads((tmp_path / "again" / "run.json").read_text())["refit"] == ["mood"]
     assert "refit" not in json.loads((tmp_path / "part" / "run.json").read_text())

@@ -142,11 +142,11 @@ MINUS_ONE = Damage("-1 in class labels", relabel(-1, 0, 5), "2 rows left out: no
 DAMAGES: dict[str, list[Damage]] = {
     "tsv": [
         *LABELS,
-        Damage("quotes", quote, "1 line has quotes that make no field of it", ROWS),
+        Damage("quotes", quote, "1 line has quotation marks that enclose no whole field", ROWS),
     ],
     "csv": [
         *LABELS,
-        Damage("quotes", quote, "1 row is made by quotes of several lines that would each be a row", ROWS - 4),
+        Damage("quotes", quote, "1 row was read from several lines, from a quotation mark to the next one", ROWS - 4),
     ],
     "jsonl": [
         *LABELS,

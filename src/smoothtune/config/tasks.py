@@ -113,6 +113,13 @@ class TaskData(Options):
     on_bad_row: Literal["error", "leave_out"] = Field("error", description="`leave_out` counts bad rows instead")
 
 
+def _checked_temperature(value: Any) -> Any:
+    number = isinstance(value, int | float) and not isinstance(value, bool) and 1 <= value <= 20
+    if value is None or value == "dev" or number:
+        return float(value) if number else value
+    raise ValueError(f'got {repr(value)[:80]}, expected a number from 1 to 20, or "dev"')
+
+
 class ClassOptions(Options):
     """How much the classes count against each other, and how sure the answers are."""
 
@@ -121,7 +128,12 @@ class ClassOptions(Options):
         description='weight of each class in the loss: "balanced" by the inverse of its training rows, "none", or a table by '
         "label, in which labels that it does not name have 1; scaled to a mean of 1 over the training rows",
     )
-    temperature: Annotated[float, Field(ge=1, le=20)] | Literal["dev"] | None = Field(
+    temperature: Annotated[
+        float | Literal["dev"] | None,
+        BeforeValidator(
+            _checked_temperature, json_schema_input_type=Annotated[float, Field(ge=1, le=20)] | Literal["dev"]
+        ),
+    ] = Field(
         None,
         description='once the run is trained, logits are divided by this number; "dev": fitted on the dev rows '
         "(temperature scaling)",

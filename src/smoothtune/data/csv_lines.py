@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator, Sequence
 
+from smoothtune.data.values import is_unicode
+
 
 class CsvLines:
     """Texts of lines; `taken` are those of the record under way, `last` is the number of the last line, as its reader says.
@@ -40,7 +42,7 @@ class CsvLines:
     def __iter__(self) -> Iterator[str]:
         while self._back:
             text = self._back.pop()
-            self._take(text, broken="\0" in text or _has_surrogates(text))
+            self._take(text, broken="\0" in text or not is_unicode(text))
             yield text
         taken = self.taken
         for raw in self._raw:
@@ -70,12 +72,4 @@ class CsvLines:
 def fields_as_text(line: str, delimiter: str) -> Sequence[str]:
     """The fields of a line where quotes are text; none where it cannot be read so."""
     text = line.removesuffix("\n").removesuffix("\r")
-    return () if "\r" in text or "\0" in text or _has_surrogates(text) else text.split(delimiter)
-
-
-def _has_surrogates(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return True
-    return False
+    return () if "\r" in text or "\0" in text or not is_unicode(text) else text.split(delimiter)

@@ -33,7 +33,8 @@ def fit_labels(table: RowTable, chosen: NDArray[np.int32] | None = None) -> tupl
     """
     rows = _first_rows(table, counting(len(table)) if chosen is None else chosen)
     texts = table.labels()
-    labels = _sorted([texts[row].as_py() for row in rows])
+    # Of too many labels only the number is told.
+    labels = _sorted([texts[row].as_py() for row in rows]) if len(rows) <= MOST_LABELS else ()
     what = _what_is_wrong(labels, len(rows), len(table) if chosen is None else len(chosen), table.spec.kind)
     if what:
         problem = Problem(table.source.shown, f"column {table.spec.label!r} {what}")
@@ -116,10 +117,10 @@ def _others(table: RowTable, known: NDArray[np.uint64]) -> list[str]:
         outside = np.flatnonzero(~np.isin(keys[part], known)) + part.start
         for key, at in zip(*(found.tolist() for found in np.unique(keys[outside], return_index=True)), strict=True):
             rows.setdefault(key, int(outside[at]))
-        if len(rows) > MOST_LABELS:
+        if len(rows) > MANY_LABELS:
             break
     texts = table.labels()
-    return [texts[row].as_py() for row in list(rows.values())[:MOST_LABELS]]
+    return [texts[row].as_py() for row in list(rows.values())[:MANY_LABELS]]
 
 
 def check_labels(

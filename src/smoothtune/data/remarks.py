@@ -10,15 +10,16 @@ from smoothtune.data.source import Remark, Source
 _SENTENCES = {
     "quotes as text": (
         "warning",
-        "1 line has quotes that make no field of it; they are",
-        "{count} lines have quotes that make no fields of them; they are",
-        "read as text",
+        "1 line has quotation marks that enclose no whole field; they are",
+        "{count} lines have quotation marks that enclose no whole field; they are",
+        "kept as part of the text",
     ),
     "rows in one": (
         "warning",
-        "1 row is",
-        "{count} rows are",
-        "made by quotes of several lines that would each be a row without them: if they are part of the texts, double them",
+        "1 row was",
+        "{count} rows were",
+        "read from several lines, from a quotation mark to the next one, though each line could be a row; if they are rows, "
+        "double the quotation marks that belong to the texts",
     ),
     "several lines": ("note", "1 row runs", "{count} rows run", "over several lines, in quotes"),
 }

@@ -32,7 +32,9 @@ def check_outputs(
                 f"{option} {path}: is a device, a pipe or stdout, not a plain file; leave out --out for stdout"
             )
         if _is_source(path, source):
-            raise UsageError(f"{option} {path}: is the input or inside it, which would be overwritten; {_ADVICE}")
+            raise UsageError(
+                f"{option} {path}: is the input, or lies inside it: the answers would destroy it; {_ADVICE}"
+            )
         if _of_run(path, run):
             raise UsageError(f"{option} {path}: is a file of the run {run}, which would be overwritten; {_ADVICE}")
         if any(_same(path, file) for file in data):

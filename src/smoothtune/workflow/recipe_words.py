@@ -68,31 +68,30 @@ def sentences(inputs: RecipeInputs, choice: Choice) -> list[str]:
         lines.append(f"{choice.trial.folds}-fold cross-validation, probe -> fine-tuned: {parts}")
     elif not choice.tuned:
         lines.append("too few rows for cross-validation")
-    return [*lines, _verdict(choice)]
+    return [*lines, *_verdict(choice)]
 
 
 def _comparison(compared: Comparison) -> str:
     return f"{compared.metric} {compared.probe:.3f} -> {compared.tuned:.3f}"
 
 
-def _verdict(choice: Choice) -> str:
+def _verdict(choice: Choice) -> list[str]:
     """What the model will be."""
     several = len(choice.trunks) > 1
-    probes = [name for name in choice.trunks if name not in choice.tuned]
     if not choice.tuned:
-        return f"the probe is the model{' of every task' if several else ''}"
+        return [f"the probe is the model{' of every task' if several else ''}"]
     stop = choice.stages[-1].stop
     length = f"{stop.max_steps:,} steps" if stop.max_steps else f"{stop.max_epochs} epochs"
-    if stop.keep == "best":
-        what = f"fine-tuning follows, at most {length}; the best state on dev is kept"
-    else:
-        what = f"fine-tuning follows, {length}"
-    if not several:
-        return what
-    what = what.replace("fine-tuning", f"fine-tuning of {', '.join(choice.tuned)}")
+    of = f" of {', '.join(choice.tuned)}" if several else ""
+    lines = [f"fine-tuning{of} follows, {length}"]
     if stop.leaves_each_task:
-        what += "; each task has LoRA of its own, and keeps its probe where that is better on dev"
-    return what + (f"; the probe is the model of {', '.join(probes)}" if probes else "")
+        lines = [
+            f"fine-tuning{of} follows, {length}, with LoRA for each task; a task keeps its probe if that scores higher on dev"
+        ]
+    elif stop.keep == "best":
+        lines = [f"fine-tuning{of} follows, at most {length}; the best state on dev is kept"]
+    probes = [name for name in choice.trunks if name not in choice.tuned]
+    return lines + ([f"the probe is the model of {', '.join(probes)}: fine-tuning did not beat it"] if probes else [])
 
 
 def _classes(count: int) -> str:

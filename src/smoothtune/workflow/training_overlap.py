@@ -41,8 +41,8 @@ def training_overlap(
     for name, part in parts.items():
         whole = leaks(part, training).whole
         if whole.count:
-            first, verb = whole.examples[0], "stands" if whole.count == 1 else "stand"
+            first, verb = whole.examples[0], "was" if whole.count == 1 else "were"
             yield (
-                f"warning: {name}: {whole.count:,} of {len(part):,} rows {verb} in the training data of this run, "
+                f"warning: {name}: {whole.count:,} of {len(part):,} rows {verb} used to train this run: the score is too high, "
                 f"e.g. {first.here} at {first.there}"
             )
